@@ -1,0 +1,184 @@
+"""The command line: ``python -m shared_components COMMAND --option value``."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from fire import Fire
+from fire.core import FireExit
+from fire.decorators import SetParseFn
+
+from shared_components.errors import InputError, install_one_line_errors
+
+_NAME = "python -m shared_components"
+_HELP_FLAGS = ("--help", "-h", "help")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"found '{text}', expected a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"found '{text}', expected a number") from None
+
+
+@SetParseFn(str, "dataset_dir", "report", "skip_bad")
+@SetParseFn(_integer, "num_workers")
+@SetParseFn(_number, "affine_tolerance")
+def check_data(
+    dataset_dir, *, labels=None, channels=None, report=None, skip_bad=None, num_workers=None, affine_tolerance=0.1
+):
+    """List every problem of every case of a data folder; exit code 1 if there is an error.
+
+    Understands MSD and nnU-Net folders, images/ beside labels/ or masks/, and a folder of images alone.
+
+    Args:
+        dataset_dir: The folder.
+        labels: Label values beside 0, as "1,2" or "{'anterior': 1, 'posterior': 2}". Default: dataset.json's.
+        channels: Number of image channels, or their names as "T1,T2". Default: dataset.json's.
+        report: JSON file to write the findings to.
+        skip_bad: JSON file to write a datalist to that leaves the bad cases out.
+        num_workers: Threads. Default: the number of CPU cores, at most 8.
+        affine_tolerance: How far apart image and label may place the same corner voxel, in mm.
+    """
+    from shared_components.data.check_data import check_data as run
+
+    findings = run(dataset_dir, labels, channels, report, skip_bad, num_workers, affine_tolerance)
+    if any(finding.level == "error" for finding in findings):
+        sys.exit(1)
+
+
+@SetParseFn(str, "output_dir")
+@SetParseFn(_integer, "num_cases", "seed")
+def make_phantoms(output_dir, *, num_cases=24, seed=0):
+    """Write a small synthetic data set, to try everything without patient data.
+
+    Args:
+        output_dir: Folder to make.
+        num_cases: At least 3.
+        seed: Another seed gives other volumes.
+    """
+    from shared_components.data.phantoms import make_phantoms as run
+
+    sys.stdout.write(f"{run(output_dir, num_cases, seed)}\n")
+
+
+@SetParseFn(str, "bundle", "output")
+def export_bundle(bundle, output):
+    """Make a bundle that works alone, with the needed part of shared_components inside it.
+
+    Args:
+        bundle: The bundle's folder, such as bundles/cdal_hippocampus.
+        output: Folder to make, or a name that ends in .zip.
+    """
+    from shared_components.bundle_tools.export import export_bundle as run
+
+    sys.stdout.write(f"{run(bundle, output)}\n")
+
+
+@SetParseFn(str, "bundle", "source", "output")
+def import_checkpoint(bundle, source, output):
+    """Convert a checkpoint of a method's published code to a bundle's weights.
+
+    Args:
+        bundle: The bundle's folder.
+        source: The published checkpoint.
+        output: File to write, such as models/model.pt.
+    """
+    from shared_components.bundle_tools.import_checkpoint import import_checkpoint as run
+
+    sys.stdout.write(f"{run(bundle, source, output)}\n")
+
+
+COMMANDS: dict[str, Callable] = {
+    function.__name__: function for function in (check_data, make_phantoms, export_bundle, import_checkpoint)
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that ``arguments`` (those after the program's name) ask for.
+
+    Raises:
+        InputError: no such command, no such option, or what the command itself finds wrong.
+        SystemExit: with code 0 after help, 1 or 2 after an error already told.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    if not arguments or arguments[0] in _HELP_FLAGS:
+        sys.stdout.write(_overview())
+        sys.exit(0 if arguments else 2)
+    name, *options = arguments
+    if name not in COMMANDS:
+        raise InputError(f"no command '{name}'{_nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
+    if any(option in _HELP_FLAGS[:2] for option in options):
+        sys.stdout.write(_command_help(name))
+        return
+    _check_options(name, options)
+    try:
+        Fire(COMMANDS[name], command=options, name=f"{_NAME} {name}")
+    except FireExit as error:
+        sys.exit(error.code)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()]
+    return "\n".join([f"usage: {_NAME} COMMAND --option value", "", *lines, "", "COMMAND --help tells its options.", ""])
+
+
+def _command_help(name: str) -> str:
+    parameters = inspect.signature(COMMANDS[name]).parameters.values()
+    usage = [
+        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]" for p in parameters
+    ]
+    return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{inspect.getdoc(COMMANDS[name])}\n"
+
+
+def _check_options(name: str, options: list[str]) -> None:
+    """Refuse what the command does not know and what it lacks, before it runs."""
+    parameters = inspect.signature(COMMANDS[name]).parameters
+    given: list[str] = []
+    num_positional = 0
+    awaiting = ""
+    for option in [*options, "--"]:
+        if option.startswith("--") and awaiting:
+            raise InputError(f"{name}: --{awaiting} needs a value")
+        if option.startswith("--") and option != "--":
+            key, equals, _ = option[2:].partition("=")
+            key = key.replace("-", "_")
+            if key not in parameters:
+                known = ", ".join(f"--{parameter}" for parameter in parameters)
+                raise InputError(f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}")
+            given.append(key)
+            awaiting = "" if equals else key
+        elif awaiting:
+            awaiting = ""
+        else:
+            num_positional += option != "--"
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+    if num_positional > len(positional):
+        raise InputError(f"{name}: {num_positional} values without a name; write --option value")
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
+    if missing := required[num_positional:]:
+        raise InputError(f"{name}: --{missing[0]} is missing; {_NAME} {name} --help tells the options")
+
+
+def _nearest(name: str, known, prefix: str = "") -> str:
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{matches[0]}'?" if matches else ""
+
+
+if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    install_one_line_errors()
+    main(sys.argv[1:])

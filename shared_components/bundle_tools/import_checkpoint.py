@@ -1,0 +1,112 @@
+"""A published checkpoint made into weights of a bundle."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from shared_components.bundle_tools.export import find_bundle
+from shared_components.bundle_tools.published_names import convert_cdal_generator, find_differences
+from shared_components.errors import InputError
+
+
+def import_checkpoint(bundle: str, source: str, output: str) -> str:
+    """Write weights for a bundle's network from a published cDAL generator checkpoint.
+
+    The bundle holds one overlay configuration for each published form (``configs/paper*.json``), whose
+    ``network_def`` has a ``denoiser`` of that form. The overlay is found by the checkpoint's tensors; what is
+    written is the state dict of its ``network_def``, noise schedule included, so the weights will not load
+    with another overlay. Nothing in the file is run, and the output is complete or absent.
+
+    Args:
+        bundle: a bundle folder, or the name of a folder in ``bundles/``.
+        source: the published file: a flat state dict, names with or without ``module.``.
+        output: the file to write; it must not exist.
+
+    Returns:
+        A sentence that says which overlay belongs to the weights.
+
+    Raises:
+        InputError: the bundle has no such overlay, the source is unreadable, holds other things than tensors
+            or does not fit (every missing, surplus or misshapen tensor is listed), or the output exists.
+    """
+    folder, target = find_bundle(bundle), Path(output).expanduser()
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists; remove it or name another output")
+    tensors = read_tensors(Path(source).expanduser())
+    overlay, network = _find_network(folder, source, tensors)
+    network.denoiser.load_state_dict(convert_cdal_generator(tensors, network.denoiser))
+    _save(network.state_dict(), target)
+    configs = f"['{folder}/configs/inference.json','{overlay}']"
+    return (
+        f"{target}: {len(tensors)} tensors imported for {overlay.name}; "
+        f'use it with --config_file "{configs}" --ckpt_path {target}'
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a flat state dict; a file that holds anything else is refused and nothing in it is run.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it holds something other than named tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the published checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds pickled objects other than tensors, or is no checkpoint; expected a state dict; "
+            "nothing in it was run, do not trust it"
+        ) from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise InputError(f"{path}: not a readable checkpoint ({kind}); download it again") from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: holds {type(content).__name__}, expected a state dict of named tensors")
+    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise InputError(f"{path}: expected a state dict, but these are no tensors: {', '.join(strangers)}")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Path, nn.Module]:
+    """Return the overlay whose denoiser the tensors fit, and the network that it defines."""
+    overlays = sorted((bundle / "configs").glob("paper*.json"))
+    if not overlays:
+        raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
+    nearest: tuple[int, str] | None = None
+    for overlay in overlays:
+        network = _build_network(bundle, overlay)
+        problems = find_differences(tensors, network.denoiser)
+        if not problems:
+            return overlay, network
+        count = sum(int(problem.split()[0]) for problem in problems)
+        text = f"{overlay.name} is nearest: {'; '.join(problems)}"
+        nearest = min(nearest, (count, text)) if nearest else (count, text)
+    raise InputError(f"{source}: fits no overlay of {bundle.name}; {nearest[1]}")
+
+
+def _build_network(bundle: Path, overlay: Path) -> nn.Module:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / "inference.json"), str(overlay)])
+    parser["bundle_root"] = str(bundle)
+    return parser.get_parsed_content("network_def")
+
+
+def _save(state: dict[str, Tensor], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""The values a user overrides on the command line, checked before anything long starts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shared_components.ensembling.combine import COMBINE_CHOICES
+from shared_components.errors import InputError, install_one_line_errors
+
+logger = logging.getLogger(__name__)
+
+_RUN_OPTIONS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file", "bundle_root",
+    "workflow_name",
+}  # fmt: skip
+
+
+def _whole(minimum: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a whole number of at least {minimum}", lambda v: type(v) is int and v >= minimum
+
+
+_SWITCH = ("True or False", lambda v: isinstance(v, bool))
+
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "amp": _SWITCH,
+    "batch_size": _whole(1),
+    "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
+    "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
+    "max_epochs": _whole(1),
+    "num_inference_steps": ("a whole number of at least 1", lambda v: v is None or (type(v) is int and v >= 1)),
+    "num_samples": _whole(1),
+    "num_workers": _whole(0),
+    "overwrite": _SWITCH,
+    "resume": _SWITCH,
+    "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),
+    "skip_bad": _SWITCH,
+    "val_interval": _whole(1),
+}
+
+
+def check_settings(**settings: Any) -> None:
+    """Check the values that a configuration was started with, and the names given on the command line.
+
+    Also makes a user's mistake end with one line instead of a traceback for the rest of the process.
+
+    Args:
+        **settings: the configuration's override keys with their values; paths (``dataset_dir``, ``output_dir``,
+            ``ckpt_path``) and ``device`` among them.
+
+    Raises:
+        InputError: a value outside its range, a path that is not there, a device that is not there, or an option on
+            the command line that the configuration does not know (the nearest name is suggested).
+    """
+    install_one_line_errors()
+    _check_names(settings)
+    for name, value in settings.items():
+        expected, holds = _RULES.get(name, ("", lambda v: True))
+        if not holds(value):
+            raise InputError(f"{name} is {value!r}; expected {expected}")
+    folder = settings.get("dataset_dir")
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"dataset_dir {folder}: no such folder; give the folder that holds the images")
+    weights = settings.get("ckpt_path")
+    if weights is not None and not Path(weights).is_file():
+        raise InputError(f"ckpt_path {weights}: no such file; give the weights, such as <output_dir>/model.pt")
+    check_device(settings.get("device", "cpu"))
+    _check_writable(settings.get("output_dir"))
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device.
+
+    Raises:
+        InputError: it is no device, or a CUDA device that this machine does not have.
+    """
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}; expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device is {str(device)!r}, this machine has {torch.cuda.device_count()} CUDA devices; give --device cpu"
+        )
+    return device
+
+
+def _check_writable(output_dir: str | os.PathLike | None) -> None:
+    if output_dir is None:
+        return
+    folder = Path(output_dir).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"output_dir {output_dir}: {existing} cannot be written to; choose another --output_dir")
+
+
+def _check_names(known: Iterable[str]) -> None:
+    """Compare the options of ``python -m monai.bundle run`` with the configuration's keys.
+
+    MONAI adds an unknown option to the configuration, where nothing reads it: a misspelt one would be lost.
+    """
+    if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
+        return
+    known = {*known, *_RUN_OPTIONS}
+    for argument in sys.argv[1:]:
+        match = re.match(r"--?([A-Za-z_][\w-]*)(=|$)", argument)
+        if match is None:
+            continue
+        name = match.group(1).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(known - _RUN_OPTIONS))}"
+            raise InputError(f"--{name}: no such option; {hint}")
+
+
+def bfloat16_pays() -> bool:
+    """Whether mixed precision is faster here: on CUDA, and on processors that calculate in bfloat16."""
+    return torch.cuda.is_available() or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def in_monai_label() -> bool:
+    """Whether MONAI Label is what runs the bundle; there, trained weights belong in the bundle's ``models``."""
+    return "monailabel" in sys.modules
+
+
+def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
+    """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
+    name = "phantoms" if dataset_dir is None else Path(dataset_dir).absolute().name
+    return str(Path(bundle_root) / "output" / name)
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process or the first of several."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def report_failures(failures: list[str]) -> None:
+    """End a run that left out cases.
+
+    Raises:
+        InputError: there were any; the message names each, all others having been finished.
+    """
+    if failures:
+        raise InputError(f"{len(failures)} cases could not be processed: {' | '.join(failures)}")

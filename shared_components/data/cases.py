@@ -1,0 +1,267 @@
+"""What is in a data folder: its cases, channels, labels and split, understood without a flag."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
+from shared_components.data.files import image_files, image_stem, read_json_object
+from shared_components.errors import InputError
+
+LOOKED_FOR = (
+    "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), images/ beside labels/ or masks/, "
+    "or image files directly or one folder down (NIfTI, NRRD, MHA, PNG, TIFF, JPEG)"
+)
+_CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``level`` "error") or worth knowing ("warning") about a case or the folder.
+
+    ``case`` is empty for what concerns the whole folder; ``kind`` is a short stable word for programs.
+    """
+
+    level: str
+    case: str
+    file: str
+    message: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its image files (one, or one a channel; none if only a label was found) and its label file."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+    def datalist_item(self) -> dict[str, str | list[str]]:
+        """Return the case as an entry of a MONAI datalist; "image" is a list for one file a channel."""
+        paths = [str(path) for path in self.images]
+        item: dict[str, str | list[str]] = {"image": paths[0] if len(paths) == 1 else paths}
+        return item if self.label is None else {**item, "label": str(self.label)}
+
+
+@dataclass
+class CaseFolder:
+    """What `find_cases` understood of a folder.
+
+    Attributes:
+        root: absolute path of the folder.
+        layout: "msd", "nnunet", "paired" or "images".
+        channels: names of the image channels.
+        label_names: name to value, without the background; empty if no ``dataset.json`` says.
+        cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
+        unlabelled: the cases of ``imagesTs``.
+        split: sections of ``split.json``, or ``None``.
+        problems: what is missing, ambiguous or unused.
+    """
+
+    root: Path
+    layout: str
+    channels: tuple[str, ...]
+    label_names: dict[str, int]
+    cases: list[Case]
+    unlabelled: list[Case] = field(default_factory=list)
+    split: dict[str, list[str]] | None = None
+    problems: list[Finding] = field(default_factory=list)
+
+
+def find_cases(dataset_dir: str | os.PathLike, channels: Sequence[str] | int | None = None) -> CaseFolder:
+    """Find the cases of a folder of images; no image is read.
+
+    Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
+    "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "paired" (``images/`` and
+    ``labels/`` or ``masks/`` with equally named files) and "images" (image files alone, directly in the folder or
+    one folder down), each with an optional ``split.json`` of ids under "train", "validation" and "test".
+
+    A case id is the file name without suffix (and, one folder down, with the folder's name before it). Where
+    ``dataset.json`` lists its training cases, the list and ``split.json`` decide which files are cases; the others
+    are reported. Hidden files are left out.
+
+    Args:
+        dataset_dir: the folder.
+        channels: names of the image channels, or their number; by default those of ``dataset.json``, else as many
+            as there are files a case.
+
+    Raises:
+        InputError: there is no such folder, it holds nothing usable, or one of its JSON files is broken.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(dataset_dir)))
+    if not root.is_dir():
+        found = "is a file" if root.is_file() else "no such folder"
+        raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
+    folder = _Finder(root, channels).find()
+    if not folder.cases and not folder.unlabelled:
+        inside = sorted(child.name for child in root.iterdir() if (child / "imagesTr").is_dir())
+        hint = f"; did you mean {root / inside[0]}?" if inside else ""
+        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{hint}")
+    return folder
+
+
+class _Finder:
+    """Gathers the files of one folder into cases, and what is wrong with them into ``problems``."""
+
+    def __init__(self, root: Path, channels: Sequence[str] | int | None) -> None:
+        file = root / "dataset.json"
+        self.root = root
+        self.meta = read_json_object(file) if file.is_file() else {}
+        self.names = channel_names(channels, self.meta, file)
+        self.label_names = label_names(self.meta, file)
+        self.listing = training_list(self.meta, root, file)
+        self.split = read_split(root)
+        self.problems: list[Finding] = []
+
+    def find(self) -> CaseFolder:
+        folders = self._labelled_folders()
+        layout, cases, unlabelled = self._labelled(*folders) if folders else self._images_alone()
+        self._check_ids(cases, unlabelled)
+        most = max((len(case.images) for case in cases + unlabelled), default=1)
+        names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
+        return CaseFolder(self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems)
+
+    def _labelled_folders(self) -> tuple[Path, Path] | None:
+        if self.listing or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs")):
+            return self.root / "imagesTr", self.root / "labelsTr"
+        labels = [self.root / name for name in ("labels", "masks") if (self.root / name).is_dir()]
+        if len(labels) == 2:
+            raise InputError(f"{self.root}: has both labels/ and masks/; keep the one that belongs to images/")
+        return (self.root / "images", labels[0]) if labels else None
+
+    def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
+        folder = self.root / "images" if (self.root / "images").is_dir() else self.root
+        files = _by_stem(folder)
+        if not files:
+            children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+            files = [(f"{child.name}_{stem}", path) for child in children for stem, path in _by_stem(child)]
+        suffixed = self._has_channel_suffix([stem for stem, _ in files], set())
+        return "images", _cases(self._grouped(files, suffixed), {}), []
+
+    def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
+        images, labels = _by_stem(image_dir), _by_stem(label_dir)
+        tests = _by_stem(self.root / "imagesTs") if image_dir.name == "imagesTr" else []
+        suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
+        image_groups = self._grouped(images, suffixed)
+        label_paths = {case: group[0] for case, group in self._grouped(labels, False).items()}
+        if self.listing and not suffixed:
+            image_groups, label_paths = self._listed(image_groups, label_paths)
+        self._report_unpaired(image_groups, label_paths)
+        layout = "paired" if image_dir.name == "images" else "nnunet" if suffixed else "msd"
+        return layout, _cases(image_groups, label_paths), _cases(self._grouped(tests, suffixed), {})
+
+    def _has_channel_suffix(self, stems: list[str], label_stems: set[str]) -> bool:
+        """Tell whether ``_0000`` at the end of image names is nnU-Net's channel, not a part of the id."""
+        matches = [match for match in map(_CHANNEL_SUFFIX.match, stems) if match]
+        if "channel_names" in self.meta and matches:
+            return True
+        if not matches or len(matches) < len(stems) or label_stems & set(stems):
+            return False
+        if label_stems:
+            return any(match.group(1) in label_stems for match in matches)
+        return len(self.names or ()) > 1 or all(match.group(2) == "0000" for match in matches)
+
+    def _grouped(self, files: list[tuple[str, Path]], suffixed: bool) -> dict[str, dict[int, Path]]:
+        """Group (stem, file) pairs to cases: id to channel to file."""
+        groups: dict[str, dict[int, Path]] = {}
+        for stem, path in files:
+            match = _CHANNEL_SUFFIX.match(stem) if suffixed else None
+            case, channel = (match.group(1), int(match.group(2))) if match else (stem, 0)
+            if suffixed and not match:
+                self._problem(case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix")
+            first = groups.setdefault(case, {}).setdefault(channel, path)
+            if first != path:
+                self._problem(case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id")
+        if suffixed:
+            self._report_missing_channels(groups)
+        return groups
+
+    def _report_missing_channels(self, groups: dict[str, dict[int, Path]]) -> None:
+        most = max((max(group) for group in groups.values()), default=0) + 1
+        names = self.names or tuple(f"channel {i}" for i in range(most))
+        for case, group in groups.items():
+            present = next(iter(group.values()))
+            for channel in sorted(set(range(len(names))) - set(group)):
+                file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
+                text = f"channel {channel} ({names[channel]}) is missing: there is no such file"
+                self._problem(case, file, text, "missing_channel")
+
+    def _listed(
+        self, images: dict[str, dict[int, Path]], labels: dict[str, Path]
+    ) -> tuple[dict[str, dict[int, Path]], dict[str, Path]]:
+        """Keep the cases that the training list or ``split.json`` names, with the files that the list gives."""
+        listed: dict[str, tuple[Path, Path | None]] = {}
+        for image, label in self.listing:
+            case = image_stem(image.name) or image.name
+            if case in listed:
+                self._problem(case, image, "listed twice in dataset.json; remove one entry", "duplicate_id")
+            listed[case] = (image, label)
+            for file, kind in ((image, "no_image"), (label, "no_label")):
+                if file is not None and not file.is_file():
+                    self._problem(case, file, "listed in dataset.json, but there is no such file", kind)
+        chosen = {case for ids in (self.split or {}).values() for case in ids}
+        self._report_unlisted(images, labels, listed, chosen)
+        images = {case: group for case, group in images.items() if case in chosen and case not in listed}
+        labels = {case: path for case, path in labels.items() if case in chosen and case not in listed}
+        images.update({case: {0: image} for case, (image, _) in listed.items() if image.is_file()})
+        labels.update({case: label for case, (_, label) in listed.items() if label and label.is_file()})
+        return images, labels
+
+    def _report_unlisted(
+        self,
+        images: dict[str, dict[int, Path]],
+        labels: dict[str, Path],
+        listed: dict[str, tuple[Path, Path | None]],
+        chosen: set[str],
+    ) -> None:
+        listed_files = {file for pair in listed.values() for file in pair}
+        for case in sorted((set(images) | set(labels)) - set(listed) - chosen):
+            image, label = images.get(case, {}).get(0), labels.get(case)
+            if image and label:
+                self._problem(case, image, "not listed in dataset.json: not used", "not_listed", "warning")
+            elif (image or label) not in listed_files:
+                self._report_half(case, image, label)
+
+    def _report_unpaired(self, images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> None:
+        reported = {problem.case for problem in self.problems if problem.kind in ("no_image", "no_label")}
+        for case in sorted((set(images) ^ set(labels)) - reported):
+            group = images.get(case)
+            self._report_half(case, next(iter(group.values())) if group else None, labels.get(case))
+
+    def _report_half(self, case: str, image: Path | None, label: Path | None) -> None:
+        """Report an image without a label, or a label without an image."""
+        if image:
+            self._problem(case, image, f"image without a label: no file of the name {case} among labels", "no_label")
+        elif label:
+            self._problem(case, label, f"label without an image: no file of the name {case} among images", "no_image")
+
+    def _check_ids(self, cases: list[Case], unlabelled: list[Case]) -> None:
+        known = {case.id for case in cases}
+        for section, ids in (self.split or {}).items():
+            for case in sorted(set(ids) - known):
+                text = f"'{section}' names {case}, but there is no such case; correct the list"
+                self._problem(case, self.root / "split.json", text, "no_such_case")
+        for case in unlabelled:
+            if case.id in known:
+                text = "same case id in imagesTr and imagesTs; rename one"
+                self._problem(case.id, case.images[0], text, "duplicate_id")
+
+    def _problem(self, case: str, file: Path, message: str, kind: str, level: str = "error") -> None:
+        self.problems.append(Finding(level, case, str(file), message, kind))
+
+
+def _by_stem(folder: Path) -> list[tuple[str, Path]]:
+    """Return (name without suffix, file) of the image files of a folder, sorted by file name."""
+    return [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+
+
+def _cases(images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> list[Case]:
+    return [
+        Case(case, tuple(path for _, path in sorted(images.get(case, {}).items())), labels.get(case))
+        for case in sorted(set(images) | set(labels))
+    ]

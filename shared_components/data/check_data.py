@@ -1,0 +1,104 @@
+"""The data-check command: a table of what was understood, one line a finding, and a summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from shared_components.data.cases import CaseFolder, Finding, find_cases
+from shared_components.data.check import AFFINE_TOLERANCE_MM, Labels, check_folder, describe
+from shared_components.data.files import check_json_target, write_json
+from shared_components.data.split import sections
+
+
+def check_data(
+    dataset_dir: str | os.PathLike,
+    labels: Labels = None,
+    channels: Sequence[str] | int | None = None,
+    report: str | os.PathLike | None = None,
+    skip_bad: str | os.PathLike | None = None,
+    num_workers: int | None = None,
+    affine_tolerance: float = AFFINE_TOLERANCE_MM,
+) -> list[Finding]:
+    """Check a data folder and write what was found to standard output; nothing in the folder is changed.
+
+    Args:
+        dataset_dir: the folder; see `shared_components.data.cases.find_cases` for the layouts.
+        labels: label values that may occur beside 0, as a mapping from names or as values; by default those of
+            ``dataset.json``, else every whole number from 0.
+        channels: names or number of the image channels; by default those of ``dataset.json``, else as found.
+        report: JSON file to write the findings to.
+        skip_bad: JSON file to write the usable cases to, a list of ``{"image": ..., "label": ...}``.
+        num_workers: threads; by default the number of CPU cores, at most 8.
+        affine_tolerance: how far apart two files of a case may place the same corner voxel, in mm.
+
+    Returns:
+        The findings, sorted by case. The caller makes an exit code of them.
+
+    Raises:
+        InputError: the folder cannot be understood at all, or a file to write cannot be written.
+    """
+    report_file = check_json_target(report, "--report") if report else None
+    skip_file = check_json_target(skip_bad, "--skip_bad") if skip_bad else None
+    folder = find_cases(dataset_dir, channels)
+    sys.stdout.write("".join(f"{name:<10}{value}\n" for name, value in _overview(folder).items()))
+    sys.stdout.flush()
+    findings = check_folder(folder, labels, num_workers, affine_tolerance)
+    lines = [f"{finding.level:<8} {describe(finding, folder.root)}\n" for finding in findings]
+    sys.stdout.write("".join(lines))
+    usable = usable_cases(folder, findings)
+    levels = Counter(finding.level for finding in findings)
+    total = len(folder.cases) + len(folder.unlabelled)
+    sys.stdout.write(
+        f"{total} cases checked, {len(usable)} usable: {levels['error']} errors, {levels['warning']} warnings\n"
+    )
+    if report_file:
+        write_json(report_file, _report(folder, findings, len(usable)))
+    if skip_file:
+        write_json(skip_file, usable)
+        sys.stdout.write(f"{len(usable)} usable cases listed in {skip_file}\n")
+    return findings
+
+
+def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[dict[str, Any]]:
+    """Return the cases without an error as ``{"image": path or paths, "label": path}``."""
+    bad = {finding.case for finding in findings if finding.level == "error"}
+    return [case.datalist_item() for case in folder.cases if case.id not in bad and case.images]
+
+
+def _overview(folder: CaseFolder) -> dict[str, str]:
+    counts = ", ".join(f"{section} {len(ids)}" for section, ids in sections(folder).items())
+    tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
+    labels = ", ".join(f"{name} {value}" for name, value in folder.label_names.items())
+    source = "split.json" if folder.split is not None else "by sorted id"
+    overview = {
+        "folder": str(folder.root),
+        "layout": folder.layout,
+        "cases": f"{len(folder.cases)}{tests}",
+        "channels": ", ".join(folder.channels),
+    }
+    if folder.layout != "images":
+        overview["labels"] = labels or "not named; every whole number from 0 is accepted"
+        overview["split"] = f"{counts} ({source})"
+    return overview
+
+
+def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dict[str, Any]:
+    levels = Counter(finding.level for finding in findings)
+    return {
+        "dataset_dir": str(folder.root),
+        "layout": folder.layout,
+        "num_cases": len(folder.cases),
+        "num_unlabelled": len(folder.unlabelled),
+        "num_usable": num_usable,
+        "channels": list(folder.channels),
+        "labels": folder.label_names,
+        "split": sections(folder) if folder.layout != "images" else None,
+        "num_errors": levels["error"],
+        "num_warnings": levels["warning"],
+        "findings": [asdict(finding) for finding in findings],
+    }

@@ -1,0 +1,162 @@
+"""MONAI datalists of a data folder's sections, checked before anything is trained or evaluated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
+from shared_components.data.check import (
+    AFFINE_TOLERANCE_MM,
+    Labels,
+    all_masks_empty,
+    check_cases,
+    describe,
+    label_conflicts,
+)
+from shared_components.data.dataset_json import SECTIONS
+from shared_components.data.split import find_leaks, sections
+from shared_components.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_NAMED_IN_MESSAGE = 3
+_ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed"}
+
+
+def datalist(
+    dataset_dir: str | os.PathLike,
+    section: str,
+    labels: Labels = None,
+    skip_bad: bool = False,
+    num_channels: int = 1,
+    affine_tolerance: float = AFFINE_TOLERANCE_MM,
+) -> list[dict[str, Any]]:
+    """List the cases of a section for a MONAI dataset, after checking every one of them.
+
+    The sections are those of ``split.json``, or follow from the sorted ids: `shared_components.data.split.sections`
+    has the rule. Layouts: `shared_components.data.cases.find_cases`.
+
+    Args:
+        dataset_dir: folder of the data set.
+        section: "train", "validation", "test", or "inference": every image, ``imagesTs`` among them, no labels.
+        labels: the model's labels, name to value; by default those of ``dataset.json``.
+        skip_bad: leave out cases with errors, with a warning, instead of refusing the section.
+        num_channels: image channels that the model takes.
+        affine_tolerance: how far apart image and label may place the same corner voxel, in mm.
+
+    Returns:
+        ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of paths
+        where a case has one file a channel.
+
+    Raises:
+        InputError: the section is unknown or empty; a case has an error and ``skip_bad`` is not set; a case or
+            image is in two sections; every training mask is empty.
+    """
+    if section not in (*SECTIONS, "inference"):
+        raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}, inference")
+    folder = find_cases(dataset_dir, num_channels)
+    if folder.layout == "images" and section != "inference":
+        raise InputError(f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images")
+    if section == "inference":
+        cases, findings = _checked_images(folder, num_channels, affine_tolerance)
+    else:
+        _refuse_folder(folder, label_conflicts(folder, labels) + _errors(find_leaks(folder)))
+        ids = sections(folder)[section]
+        cases = [case for case in folder.cases if case.id in set(ids)]
+        findings = check_cases(folder, cases, labels, num_channels, affine_tolerance=affine_tolerance)
+        findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]
+        if section == "train":
+            _refuse_folder(folder, all_masks_empty(folder, ids, findings))
+    good = _without_errors(folder, section, cases, findings, skip_bad)
+    _warn_about(folder, section, good, findings)
+    return [case.datalist_item() for case in good]
+
+
+def inference_cases(
+    dataset_dir: str | os.PathLike, num_channels: int = 1, affine_tolerance: float = AFFINE_TOLERANCE_MM
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """List the images that can be predicted, and say of each other one why it cannot.
+
+    At inference a broken file does not take the other cases down: predict the first list, then report the second
+    and end with exit code 1.
+
+    Args:
+        dataset_dir: folder of images, of any layout; labels in it are not looked at.
+        num_channels: image channels that the model takes.
+        affine_tolerance: how far apart two channel files may place the same corner voxel, in mm.
+
+    Returns:
+        The usable cases as ``[{"image": path or paths}, ...]`` sorted by id, and one line a bad case.
+
+    Raises:
+        InputError: the folder does not exist or holds no images.
+    """
+    folder = find_cases(dataset_dir, num_channels)
+    cases, findings = _checked_images(folder, num_channels, affine_tolerance)
+    bad: dict[str, list[str]] = {}
+    for finding in _errors(findings):
+        bad.setdefault(finding.case, []).append(describe(finding, folder.root))
+    good = [case for case in cases if case.id not in bad]
+    _warn_about(folder, "inference", good, findings)
+    return [case.datalist_item() for case in good], ["; ".join(lines) for lines in bad.values()]
+
+
+def _checked_images(
+    folder: CaseFolder, num_channels: int, affine_tolerance: float
+) -> tuple[list[Case], list[Finding]]:
+    cases = [Case(case.id, case.images) for case in folder.cases + folder.unlabelled if case.images]
+    cases.sort(key=lambda case: case.id)
+    findings = check_cases(folder, cases, None, num_channels, affine_tolerance=affine_tolerance)
+    return cases, [finding for finding in findings if finding.kind not in _ABOUT_LABELS]
+
+
+def _errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level == "error"]
+
+
+def _refuse_folder(folder: CaseFolder, errors: list[Finding]) -> None:
+    """Raise on errors that leaving out a case does not mend."""
+    if errors:
+        raise InputError(_several(folder, errors))
+
+
+def _several(folder: CaseFolder, errors: Sequence[Finding]) -> str:
+    named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
+    more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
+    command = f"python -m shared_components check_data --dataset_dir {shlex.quote(str(folder.root))}"
+    return f"{named}{more}. All of them: {command}"
+
+
+def _without_errors(
+    folder: CaseFolder, section: str, cases: list[Case], findings: list[Finding], skip_bad: bool
+) -> list[Case]:
+    errors = _errors(findings)
+    bad = {error.case for error in errors}
+    good = [case for case in cases if case.id not in bad and case.images]
+    total = len({case.id for case in cases} | bad)
+    if errors and not skip_bad:
+        raise InputError(
+            f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used (skip_bad leaves them out): "
+            f"{_several(folder, errors)}"
+        )
+    if not good:
+        raise InputError(
+            f"{folder.root}: no usable case in section '{section}' ({len(folder.cases)} cases in the folder, "
+            f"{len(bad)} of this section with errors); add cases or change split.json"
+        )
+    if errors:
+        logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
+    return good
+
+
+def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: list[Finding]) -> None:
+    used = {case.id for case in cases}
+    kinds = Counter(finding.kind for finding in findings if finding.case in used)
+    for kind, what in (("empty_mask", "have an empty mask"), ("constant_image", "have a constant image")):
+        if kinds[kind]:
+            logger.warning("%s: %d of %d %s cases %s", folder.root, kinds[kind], len(used), section, what)

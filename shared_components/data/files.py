@@ -1,0 +1,88 @@
+"""Files of a data set: which are images, and reading and writing JSON with errors a user can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shared_components.errors import InputError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+VOLUME_SUFFIXES = NIFTI_SUFFIXES + (".nrrd", ".nhdr", ".mha", ".mhd")
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+
+
+def image_stem(name: str) -> str | None:
+    """Return ``name`` without its image suffix, or ``None`` for a hidden file or one that is no image."""
+    if name.startswith("."):
+        return None
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return None
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files directly in ``folder``, sorted by name; none if there is no such folder.
+
+    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, with or without a byte-order mark.
+
+    Raises:
+        InputError: the file cannot be read or is no JSON; the message has the line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{path}: not valid JSON ({error.msg} at {where}); mend or remove the file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); mend or remove the file") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level must be an object.
+
+    Raises:
+        InputError: as `read_json`, or the top level is something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a JSON {type(content).__name__}, expected an object {{...}}")
+    return content
+
+
+def check_json_target(path: str | os.PathLike, option: str) -> Path:
+    """Return ``path`` if a JSON file can be written there, so that a long run does not fail at its end.
+
+    Raises:
+        InputError: the name does not end in ``.json``, or its folder is missing or not writable.
+    """
+    target = Path(path).expanduser()
+    if target.suffix.lower() != ".json":
+        raise InputError(f"{option} {target}: expected a file name that ends in .json")
+    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise InputError(f"{option} {target}: cannot be written; give a file in an existing, writable folder")
+    return target
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON in one step: a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

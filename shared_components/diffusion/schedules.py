@@ -1,0 +1,74 @@
+"""Noise schedules registered with MONAI, and the few-step diffusion process that training draws from.
+
+A schedule registered here is named in a configuration as any of MONAI's:
+``{"_target_": "monai.networks.schedulers.DDPMScheduler", "num_train_timesteps": 4, "schedule": "vp_few_step"}``.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
+from monai.utils import unsqueeze_right
+from torch import Tensor
+
+from shared_components.diffusion.tables import reverse_table
+
+
+@NoiseSchedules.add_def("vp_few_step", "Variance-preserving curve cut into a few large steps")
+def vp_few_step(
+    num_train_timesteps: int, beta_min: float = 0.1, beta_max: float = 20.0, start: float = 1e-3
+) -> Tensor:
+    """Betas of the continuous variance-preserving curve cut into ``num_train_timesteps`` equal pieces.
+
+    With s_i = start + (1 - start) i / T and log abar(s) = -(beta_max - beta_min) s^2 / 2 - beta_min s, step i has
+    beta_i = 1 - abar(s_i) / abar(s_{i-1}). This is the schedule of denoising diffusion GANs (Xiao et al. 2022) and of
+    cDAL, meant for T of 1 to 8. The chain starts at s = ``start``, so abar_T is abar(1) / abar(start).
+
+    Returns:
+        Betas of steps 1..T, float64 of shape (T,). cDAL's tables carry an artificial beta of 1e-8 in front, which
+        rounds to nothing in single precision; it is left out, so index t here is index t + 1 there.
+    """
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
+    s = start + (1 - start) * torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    log_abar = -0.5 * (beta_max - beta_min) * s**2 - beta_min * s
+    return -torch.expm1(log_abar[1:] - log_abar[:-1])
+
+
+class FewStepProcess:
+    """The forward transitions and the posteriors of a few-step schedule, for a timestep per sample.
+
+    Index t names the pair (x_t, x_{t+1}); x_0 is the clean label map, and networks shown x_{t+1} are told t.
+
+    Args:
+        scheduler: MONAI scheduler with ``alphas_cumprod`` (T,).
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        abar = scheduler.alphas_cumprod.detach().cpu().double()
+        self.num_timesteps = len(abar)
+        self._levels = torch.cat([torch.ones(1, dtype=torch.float64), abar])
+        self._posterior = reverse_table(abar, len(abar), "ddpm").coefficients.flip(0)
+
+    def pair(self, clean: Tensor, timesteps: Tensor, noise: Tensor, next_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw (x_t, x_{t+1}): from the clean label map to level t, then one transition on.
+
+        Args:
+            clean: x_0 in [-1, 1], (B, C, *spatial).
+            timesteps: t in 0..T-1, (B,).
+            noise: standard normal, as ``clean``; without effect at t = 0, where x_t is x_0.
+            next_noise: standard normal, as ``clean``.
+        """
+        abar = self._gather(self._levels, timesteps, clean)
+        alpha = self._gather(self._levels[1:] / self._levels[:-1], timesteps, clean)
+        label_t = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+        return label_t, alpha.sqrt() * label_t + (1 - alpha).sqrt() * next_noise
+
+    def posterior(self, clean: Tensor, noisy: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0 = ``clean``, x_{t+1} = ``noisy``); at t = 0 that is ``clean`` itself."""
+        weights = [self._gather(column, timesteps, clean) for column in self._posterior.T]
+        return weights[0] * clean + weights[1] * noisy + weights[2] * noise
+
+    @staticmethod
+    def _gather(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
+        return unsqueeze_right(values.to(like.device, torch.float32)[timesteps], like.ndim)

@@ -1,0 +1,173 @@
+"""A denoiser made into a segmentation network: image in, class probabilities out."""
+
+from typing import List, Optional, Tuple
+
+import torch
+from monai.networks.schedulers.scheduler import Scheduler
+from torch import Tensor, nn
+
+from shared_components.diffusion.noise import addressed_noise
+from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.tables import reverse_table
+from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
+from shared_components.errors import InputError
+
+
+class DiffusionSegmenter(nn.Module):
+    """Segment images by running a few-step reverse process several times and combining the results.
+
+    To MONAI it is an ordinary network: one tensor in, one tensor out, scriptable. A volume is a batch of its padded
+    slices along the last axis; all members of a slice run together, and what depends on the image alone is computed
+    once for all of them.
+
+    In eval mode the noise of a member is a function of (seed, member, slice index, pixel): the result does not depend
+    on batch size, chunking, order or device count. In train mode every call draws fresh noise from the global
+    generator, which is what sampling-based uncertainty scores (MONAI Label's epistemic scoring) need.
+
+    The training schedule is part of the state dict, so weights trained with another schedule are refused.
+
+    Args:
+        denoiser: estimates the clean label map: ``denoiser(noisy, timesteps, condition, latent, condition_features)``
+            with ``encode_condition(condition)`` and the attributes ``in_channels``, ``latent_dim`` and
+            ``downsampling`` (the factor that input sizes must be multiples of).
+        scheduler: MONAI scheduler that holds the training schedule (``alphas_cumprod``).
+        num_inference_steps: reverse steps, 1..T; all T steps of the training schedule when ``None``.
+        num_samples: ensemble members.
+        combine: ``majority``, ``mean`` or ``staple`` (`shared_components.ensembling.combine_members`).
+        sampler: ``ddpm`` (the posterior; cDAL's) or ``ddim``.
+        num_adjacent_slices: neighbours on each side of a slice that the denoiser's condition holds; volumes only.
+        max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
+        seed: of the noise in eval mode.
+
+    Raises:
+        InputError: a number of steps, members or a name outside the valid ones; the message lists them.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        scheduler: Scheduler,
+        num_inference_steps: Optional[int] = None,
+        num_samples: int = 5,
+        combine: str = "majority",
+        sampler: str = "ddpm",
+        num_adjacent_slices: int = 0,
+        max_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_samples", num_samples), ("max_batch_size", max_batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if combine not in COMBINE_CHOICES:
+            raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
+        alphas_cumprod = scheduler.alphas_cumprod.detach()
+        try:
+            table = reverse_table(alphas_cumprod, num_inference_steps or len(alphas_cumprod), sampler)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.denoiser = denoiser
+        self.num_samples = num_samples
+        self.combine = combine
+        self.num_adjacent_slices = num_adjacent_slices
+        self.max_batch_size = max_batch_size
+        self.seed = seed
+        self.num_classes: int = denoiser.in_channels
+        self.latent_dim: int = denoiser.latent_dim
+        self.downsampling: int = denoiser.downsampling
+        self.num_inference_steps: int = len(table.timesteps)
+        self.register_buffer("schedule", alphas_cumprod.float())
+        self.register_buffer("timesteps", table.timesteps, persistent=False)
+        self.register_buffer("coefficients", table.coefficients.float(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return class probabilities.
+
+        Args:
+            image: (B, K, H, W) images or (B, K, H, W, D) volumes, any H and W, normalised as in training.
+
+        Returns:
+            (B, classes, *spatial) float32 that sum to 1 over the classes: the share of members voting for a class, the
+            members' mean probability or STAPLE's posterior, as ``combine`` says.
+        """
+        if not torch.jit.is_scripting():
+            image = image.as_subclass(torch.Tensor)  # a batch of MetaTensors cannot be cut freely
+        condition = volume_to_slices(image, self.num_adjacent_slices) if image.dim() == 5 else image
+        condition, (top, left) = pad_to_multiple(condition.float(), self.downsampling)
+        depth = image.shape[4] if image.dim() == 5 else 1
+        position = torch.arange(condition.shape[0], device=image.device) % depth
+        per_call = max(1, self.max_batch_size // self.num_samples)
+        parts: List[Tensor] = []
+        for first in range(0, condition.shape[0], per_call):
+            members = self._members(condition[first : first + per_call], position[first : first + per_call])
+            members = members[:, :, :, top : top + image.shape[2], left : left + image.shape[3]]
+            parts.append(members if self.combine == "staple" else combine_members(members, self.combine).unsqueeze(0))
+        members = torch.cat(parts, dim=1)
+        if image.dim() == 5:
+            count, slices = members.shape[0], members.shape[1]
+            stacked = slices_to_volume(members.flatten(0, 1), depth)
+            members = stacked.reshape(
+                [count, slices // depth, self.num_classes, image.shape[2], image.shape[3], depth]
+            )
+        return combine_members(members, "staple") if self.combine == "staple" else members[0]
+
+    def _members(self, condition: Tensor, position: Tensor) -> Tensor:
+        """Class probabilities (M, N, C, H, W) of all members for N slices (N, K, H, W)."""
+        count = condition.shape[0]
+        features = self.denoiser.encode_condition(condition)
+        at_once = max(1, self.max_batch_size // count)
+        parts: List[Tensor] = []
+        for first in range(0, self.num_samples, at_once):
+            members = min(at_once, self.num_samples - first)
+            member = torch.arange(first, first + members, device=condition.device).repeat_interleave(count)
+            clean = self._reverse_process(
+                condition.repeat(members, 1, 1, 1),
+                features.repeat(members, 1, 1, 1),
+                member,
+                position.repeat(members),
+            )
+            positive = ((clean.float() + 1) / 2).clamp(min=1e-6)
+            probability = positive / positive.sum(dim=1, keepdim=True)
+            parts.append(probability.reshape(members, count, *probability.shape[1:]))
+        return torch.cat(parts)
+
+    def _reverse_process(self, condition: Tensor, features: Tensor, member: Tensor, position: Tensor) -> Tensor:
+        """Run the table's rows from pure noise to the clean estimate (N, C, H, W) in [-1, 1]."""
+        size: Tuple[int, int] = (condition.shape[2], condition.shape[3])
+        noisy = self._noise(0, member, position, self.num_classes, size)
+        for step in range(self.num_inference_steps):
+            latent: Optional[Tensor] = None
+            if self.latent_dim > 0:
+                latent = self._noise(2 * step + 1, member, position, self.latent_dim, (1, 1)).flatten(1)
+            timesteps = self.timesteps[step].expand(condition.shape[0])
+            clean = self.denoiser(noisy, timesteps, condition, latent, features)
+            weights = self.coefficients[step]
+            noisy = weights[0] * clean + weights[1] * noisy
+            if step + 1 < self.num_inference_steps:
+                noisy = noisy + weights[2] * self._noise(2 * step + 2, member, position, self.num_classes, size)
+        return noisy
+
+    def _noise(self, draw: int, member: Tensor, position: Tensor, channels: int, size: Tuple[int, int]) -> Tensor:
+        if self.training:
+            return torch.randn([member.shape[0], channels, size[0], size[1]], device=member.device)
+        return addressed_noise(self.seed, draw, member, position, channels, size[0], size[1])
+
+    @torch.jit.unused
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        found = state_dict.get(prefix + "schedule")
+        if found is not None and not _same_schedule(found, self.schedule):
+            errors.append(
+                f"the weights were trained with a noise schedule of {len(found)} steps (signal levels "
+                f"{_levels(found)}), this network has {len(self.schedule)} ({_levels(self.schedule)}): "
+                "choose the configuration that the weights were trained with"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+def _same_schedule(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found.to(expected), expected, atol=1e-6)
+
+
+def _levels(schedule: Tensor) -> str:
+    return ", ".join(f"{level:.4g}" for level in schedule[:4].tolist()) + (", ..." if len(schedule) > 4 else "")

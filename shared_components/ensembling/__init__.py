@@ -1,0 +1,23 @@
+"""From the members of an ensemble to one prediction, its uncertainty, and how well that is calibrated."""
+
+from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
+from shared_components.ensembling.staple import staple
+from shared_components.ensembling.uncertainty import (
+    PredictiveEntropyd,
+    calibration_bins,
+    calibration_error,
+    entropy,
+    error_detection_auroc,
+)
+
+__all__ = [
+    "COMBINE_CHOICES",
+    "PredictiveEntropyd",
+    "calibration_bins",
+    "calibration_error",
+    "check_combine",
+    "combine_members",
+    "entropy",
+    "error_detection_auroc",
+    "staple",
+]

@@ -1,0 +1,21 @@
+"""What came out, for people to look at: scores of every case, pictures, and a report of the run."""
+
+from shared_components.reporting.handlers import CaseMetrics, ReportHandler, SaveOverlays
+from shared_components.reporting.metrics import score_case, summarise, write_table
+from shared_components.reporting.overlays import encode_png, overlay_figure
+from shared_components.reporting.report import Picture, write_report
+from shared_components.reporting.training_report import TrainingReportHandler
+
+__all__ = [
+    "CaseMetrics",
+    "Picture",
+    "ReportHandler",
+    "SaveOverlays",
+    "TrainingReportHandler",
+    "encode_png",
+    "overlay_figure",
+    "score_case",
+    "summarise",
+    "write_report",
+    "write_table",
+]

@@ -1,0 +1,217 @@
+"""How good a segmentation is, case by case, and the tables of it.
+
+Conventions, the same wherever the project states a number. Dice is 1 where prediction and reference are both
+empty and 0 where one of them is. Surface distances are NaN where either is empty, and NaN is left out of the
+summary, which counts it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.networks import one_hot
+from scipy.ndimage import distance_transform_edt, find_objects
+from torch import Tensor
+
+from shared_components.ensembling.uncertainty import calibration_bins, entropy, error_detection_auroc
+from shared_components.errors import InputError
+from shared_components.reporting.files import write_atomically
+
+SUMMARY_FIELDS = ("metric", "mean", "std", "median", "min", "max", "cases", "nan")
+
+
+def spacing_of(image: Tensor) -> list[float]:
+    """Return the voxel size of a (C, *spatial) `MetaTensor` from its affine, 1 for a plain tensor."""
+    axes = image.ndim - 1
+    if not isinstance(image, MetaTensor):
+        return [1.0] * axes
+    return [float(size) for size in affine_to_spacing(image.affine, r=axes)]
+
+
+def class_probabilities(prediction: Tensor, classes: int) -> Tensor:
+    """Return a (C, *spatial) prediction as float32 on the CPU, a (1, *spatial) label map as one-hot."""
+    prediction = torch.as_tensor(prediction).detach().cpu()
+    prediction = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
+    if prediction.shape[0] == 1:
+        return one_hot(prediction.round(), num_classes=classes, dim=0)
+    return prediction.to(torch.float32)
+
+
+def class_indices(label: Tensor, classes: int) -> Tensor:
+    """Return a (1, *spatial) label map or (C, *spatial) one-hot reference as (1, *spatial) int64 on the CPU.
+
+    Raises:
+        InputError: for a label that the model does not predict.
+    """
+    label = torch.as_tensor(label).detach().cpu()
+    label = label.as_tensor() if isinstance(label, MetaTensor) else label
+    label = label.argmax(dim=0, keepdim=True) if label.shape[0] > 1 else label.round().long()
+    if label.min() < 0 or label.max() >= classes:
+        raise InputError(
+            f"label: found values {int(label.min())} to {int(label.max())}, "
+            f"the model predicts 0 to {classes - 1}; correct the label file or label_names"
+        )
+    return label
+
+
+def near_foreground(foreground: np.ndarray, spacing: Sequence[float], margin: float) -> np.ndarray:
+    """Mark the voxels within ``margin`` (in units of ``spacing``) of the foreground, itself included."""
+    boxes = find_objects(foreground.astype(np.uint8))
+    near = np.zeros(foreground.shape, dtype=bool)
+    if not boxes:
+        return near
+    pads = [math.ceil(margin / size) + 1 for size in spacing]
+    box = tuple(slice(max(edge.start - pad, 0), edge.stop + pad) for edge, pad in zip(boxes[0], pads))
+    near[box] = distance_transform_edt(~foreground[box], sampling=spacing) <= margin
+    return near
+
+
+def surface_distances(prediction: Tensor, label: Tensor, spacing: Sequence[float]) -> tuple[float, float]:
+    """Return HD95 and ASSD of two binary masks, in units of ``spacing``, by MONAI.
+
+    HD95 is the larger of the two directed 95th percentiles, ASSD the mean over both surfaces. An axis of one
+    voxel is left out: every voxel of a single slice would count as surface.
+
+    Args:
+        prediction: (*spatial) bool.
+        label: (*spatial) bool.
+        spacing: voxel size per axis.
+
+    Returns:
+        The two distances, NaN where either mask is empty.
+    """
+    if not prediction.any() or not label.any():
+        return math.nan, math.nan
+    kept = [axis for axis, size in enumerate(label.shape) if size > 1]
+    if len(kept) >= 2:
+        prediction, label = prediction.squeeze(), label.squeeze()
+        spacing = [spacing[axis] for axis in kept]
+    inputs = {"y_pred": prediction[None, None], "y": label[None, None], "include_background": True}
+    hd95 = compute_hausdorff_distance(**inputs, percentile=95, spacing=list(spacing))
+    assd = compute_average_surface_distance(**inputs, symmetric=True, spacing=list(spacing))
+    return float(hd95), float(assd)
+
+
+def score_case(
+    prediction: Tensor,
+    label: Tensor,
+    names: Mapping[int, str],
+    spacing: Sequence[float] | None = None,
+    unit: str = "mm",
+    margin: float = 5.0,
+    num_bins: int = 20,
+) -> tuple[dict[str, float], Tensor]:
+    """Score one case.
+
+    Uncertainty is judged *near the foreground*: in the voxels within ``margin`` of what the prediction or the
+    reference marks. The far background is easy, and as large as the field of view happens to be; over the
+    whole image it would decide both numbers.
+
+    Args:
+        prediction: (C, *spatial) class probabilities or one-hot, or a (1, *spatial) label map.
+        label: (1, *spatial) label map or (C, *spatial) one-hot, on the same grid.
+        names: class index to name, without the background.
+        spacing: voxel size per axis; from the label's affine without it.
+        unit: unit of ``spacing``, for the names of the distances.
+        margin: in the same unit.
+        num_bins: bins of the calibration error.
+
+    Returns:
+        The scores: ``dice_<name>``, ``dice_mean``, ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
+        ``ece_near_foreground`` (expected calibration error), ``error_auroc_near_foreground`` (area under the
+        ROC curve of the entropy as a detector of wrong voxels). And the `calibration_bins` near the
+        foreground.
+
+    Raises:
+        InputError: if the grids differ, or for a label or a name of a class that the model does not predict.
+    """
+    classes = prediction.shape[0] if prediction.shape[0] > 1 else max(names) + 1
+    if max(names) >= classes:
+        raise InputError(f"label_names: found class {max(names)}, the prediction has 0 to {classes - 1}")
+    if prediction.shape[1:] != label.shape[1:]:
+        raise InputError(
+            f"prediction of shape {tuple(prediction.shape[1:])} and label of shape {tuple(label.shape[1:])}: "
+            "they must be on one grid; invert the prediction's preprocessing (Invertd)"
+        )
+    spacing = spacing_of(label) if spacing is None else list(spacing)
+    probabilities, truth = class_probabilities(prediction, classes), class_indices(label, classes)
+    predicted = probabilities.argmax(dim=0, keepdim=True)
+    scores = _score_classes(predicted, truth, names, classes, spacing, unit)
+    foreground = ((predicted > 0) | (truth > 0))[0].numpy()
+    region = torch.from_numpy(near_foreground(foreground, spacing, margin))[None, None]
+    bins = calibration_bins(probabilities[None], truth[None], num_bins, region)
+    scores["ece_near_foreground"] = float((bins[2] - bins[1]).abs().sum() / bins[0].sum())
+    wrong = (predicted != truth)[None]
+    scores["error_auroc_near_foreground"] = error_detection_auroc(entropy(probabilities[None]), wrong, region)
+    return scores, bins
+
+
+def _score_classes(
+    predicted: Tensor,
+    truth: Tensor,
+    names: Mapping[int, str],
+    classes: int,
+    spacing: Sequence[float],
+    unit: str,
+) -> dict[str, float]:
+    """Dice and surface distances of every class, Dice first, from (1, *spatial) label maps."""
+    hot = [one_hot(labels[None], num_classes=classes) for labels in (predicted, truth)]
+    dice = compute_dice(*hot, include_background=True, ignore_empty=False)[0]
+    scores = {f"dice_{name}": float(dice[index]) for index, name in names.items()}
+    scores["dice_mean"] = float(np.mean(list(scores.values())))
+    distances = {
+        name: surface_distances(predicted[0] == index, truth[0] == index, spacing)
+        for index, name in names.items()
+    }
+    scores.update({f"hd95_{unit}_{name}": pair[0] for name, pair in distances.items()})
+    scores.update({f"assd_{unit}_{name}": pair[1] for name, pair in distances.items()})
+    return scores
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Summarise every numeric column of the case table.
+
+    Returns:
+        One row per metric with the fields `SUMMARY_FIELDS`: NaN is left out of the statistics and counted in
+        ``nan``; ``std`` is the sample's (n - 1); ``cases`` counts all cases.
+    """
+    columns = [key for key, value in rows[0].items() if isinstance(value, (int, float))] if rows else []
+    return [{"metric": column, **_describe([float(row[column]) for row in rows])} for column in columns]
+
+
+def _describe(values: Sequence[float]) -> dict[str, Any]:
+    known = np.asarray([value for value in values if math.isfinite(value)])
+    counts = {"cases": len(values), "nan": len(values) - len(known)}
+    if len(known) == 0:
+        return {**dict.fromkeys(SUMMARY_FIELDS[1:6], math.nan), **counts}
+    return {
+        "mean": float(known.mean()),
+        "std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
+        "median": float(np.median(known)),
+        "min": float(known.min()),
+        "max": float(known.max()),
+        **counts,
+    }
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as a comma-separated table, its columns in the order of their first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows
+    )
+    return write_atomically(path, text.getvalue())

@@ -1,0 +1,17 @@
+"""Running a training so that it can be trusted: seeds, checkpoints, guards, progress."""
+
+from shared_components.training.checkpoints import BestWeights, LoadWeights, TrainingState
+from shared_components.training.ema import WarmedEMAHandler
+from shared_components.training.guards import StopOnNonFinite
+from shared_components.training.progress import RunProgress
+from shared_components.training.seeding import EpochSeeder
+
+__all__ = [
+    "BestWeights",
+    "EpochSeeder",
+    "LoadWeights",
+    "RunProgress",
+    "StopOnNonFinite",
+    "TrainingState",
+    "WarmedEMAHandler",
+]

@@ -1,0 +1,200 @@
+"""Ignite handlers that save a run so that it can be killed at any moment: its state, and its best weights."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from shared_components.errors import InputError
+from shared_components.training.files import load_safely, save_atomically
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "training_state.pt"
+
+
+class TrainingState:
+    """Save everything a run needs to go on after each epoch, and go on from it when asked to.
+
+    ``<output_dir>/training_state.pt`` holds the state dict of every object given, the epoch and the best validation
+    metric. It is replaced at once when an epoch, its validation included, is complete; a run that is killed loses the
+    epoch it was in. Place the handler after the validation's. An output folder serves one run at a time.
+
+    Args:
+        output_dir: where the state is kept.
+        objects: name to object with ``state_dict`` and ``load_state_dict``: networks, optimizers, schedules, EMA.
+        settings: what must not change between a run and its continuation, name to plain value.
+        evaluator: the validation's evaluator, which knows the best metric.
+        resume: go on from the saved state.
+        overwrite: start anew although there is a saved state.
+
+    Raises:
+        InputError: when the run starts: nothing to resume, a saved state that would be lost, changed settings,
+            another run in the folder, or a file that is corrupt.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        objects: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        evaluator: Engine | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(output_dir) / STATE_FILE
+        self.objects = dict(objects)
+        self.settings = dict(settings or {})
+        self.evaluator = evaluator
+        self.resume = resume
+        self.overwrite = overwrite
+        self._lock: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self._release)
+
+    def _start(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            self._claim()
+        if self.resume:
+            self.load(engine)
+        elif self.path.exists() and not self.overwrite:
+            raise InputError(
+                f"{self.path}: the state of an earlier run; go on with --resume True, keep it by choosing another "
+                "--output_dir, or replace it with --overwrite True"
+            )
+
+    def _claim(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path.parent / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{self.path.parent}: another run is writing here; wait for it or choose another --output_dir"
+            ) from error
+
+    def _release(self, engine: Engine) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def save(self, engine: Engine) -> None:
+        """Write the state of a complete epoch."""
+        if idist.get_rank() > 0:
+            return
+        state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
+        state["progress"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        state["settings"] = self.settings
+        if self.evaluator is not None:
+            best = self.evaluator.state
+            state["best"] = {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)}
+        save_atomically(state, self.path)
+
+    def load(self, engine: Engine) -> None:
+        """Bring every object, the epoch and the best metric back."""
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no saved state to resume; start without --resume True, or check --output_dir")
+        state = load_safely(self.path)
+        self._compare(state.get("settings", {}), set(state) - {"progress", "settings", "best"})
+        for name, item in self.objects.items():
+            item.load_state_dict(state[name])
+        engine.state.epoch = state["progress"]["epoch"]
+        engine.state.iteration = state["progress"]["iteration"]
+        if engine.state.epoch >= engine.state.max_epochs:
+            raise InputError(
+                f"{self.path}: all {engine.state.epoch} epochs are done; to train on, give --max_epochs more than "
+                f"{engine.state.epoch}"
+            )
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best"]["metric"]
+            self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
+        logger.info("%s: going on after epoch %d", self.path, engine.state.epoch)
+
+    def _compare(self, saved: Mapping[str, Any], names: set[str]) -> None:
+        differences = [
+            f"{key} was {saved.get(key)!r}, is {self.settings.get(key)!r}"
+            for key in sorted({*saved, *self.settings})
+            if saved.get(key) != self.settings.get(key)
+        ]
+        differences += [f"{name} is only on one side" for name in sorted(names ^ set(self.objects))]
+        if differences:
+            raise InputError(
+                f"{self.path}: the saved run had other settings ({'; '.join(differences)}); give the same ones, or "
+                "start anew in another --output_dir"
+            )
+
+
+class BestWeights:
+    """Keep the weights that validated best as a flat state dict, ready for inference.
+
+    Place the handler in the evaluator, whose key metric decides (larger is better). The file is replaced only by
+    better weights: with a validation before the first epoch, weights loaded at the start are kept until they are beaten.
+
+    Args:
+        path: of the file, such as ``<output_dir>/model.pt``.
+        network: whose state dict is saved: the network that was evaluated.
+    """
+
+    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if the evaluation that just ended was the best so far."""
+        if engine.state.best_metric_epoch != engine.state.epoch or idist.get_rank() > 0:
+            return
+        save_atomically({name: value.cpu() for name, value in self.network.state_dict().items()}, self.path)
+        logger.info("%s: best weights so far, %s %.4f", self.path, engine.state.key_metric_name, engine.state.best_metric)
+
+
+class LoadWeights:
+    """Load a flat state dict into a network when a run starts, strictly.
+
+    Args:
+        path: of the file.
+        network: whose weights they are.
+    """
+
+    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to a trainer or an evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine | None = None) -> None:
+        """Load the weights.
+
+        Raises:
+            InputError: no such file, corrupt, or weights of another network; the message names what differs.
+        """
+        weights = load_safely(self.path)
+        if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
+            raise InputError(f"{self.path}: not a flat state dict of tensors; expected a file such as models/model.pt")
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            raise InputError(f"{self.path}: weights of another network: {_shorten(' '.join(lines))}") from error
+        logger.info("%s: weights loaded", self.path)
+
+
+def _shorten(text: str, length: int = 600) -> str:
+    return text if len(text) <= length else text[:length] + " ..."

@@ -1,0 +1,45 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from torch import nn
+
+
+class WarmedEMAHandler(EMAHandler):
+    """ignite's `EMAHandler` whose average starts from trained weights, not from the random ones.
+
+    At the n-th iteration the average moves by max(momentum, 1 / n) towards the weights with ``warm_up``, a plain mean
+    of all weights so far until the moving average is the slower of the two. Without it, the first iteration copies
+    the weights and every later one moves by ``momentum``, as in the published cDAL. Weights loaded into the network
+    when the run starts are taken over into the average.
+
+    Args:
+        model: the network being trained.
+        momentum: 1 - decay, in (0, 1).
+        warm_up: see above.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float = 0.001, warm_up: bool = True) -> None:
+        super().__init__(model, momentum=momentum)
+        self.warm_up = warm_up
+
+    def attach(self, engine: Engine, *args, **kwargs) -> None:
+        """Add the handler to a trainer, after those that load weights."""
+        engine.add_event_handler(Events.STARTED, self._take_over)
+        super().attach(engine, *args, **kwargs)
+
+    def _take_over(self, engine: Engine) -> None:
+        if engine.state.iteration == 0:
+            self.ema_model.load_state_dict(self.model.state_dict())
+
+    @torch.no_grad()
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        count = engine.state.iteration
+        momentum = max(self.momentum, 1 / count) if self.warm_up or count == 1 else self.momentum
+        averages = list(self.ema_model.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], momentum)
+        for average, buffer in zip(self.ema_model.buffers(), self.model.buffers()):
+            average.copy_(buffer)

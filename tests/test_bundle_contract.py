@@ -1,0 +1,270 @@
+"""What every bundle keeps, checked on its files and the objects it builds, without data or training."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from shared_components.errors import find_input_error
+from tests.zoo_procedure import LARGEST_FILE, REQUIRED_FILES, config_sets, unresolved, wrong_ids
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUNDLES = sorted(path.parent.parent for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
+
+CONFIGS = ("train", "inference", "evaluate", "multi_gpu_train", "metadata")
+RUN_KEYS = (
+    "dataset_dir", "output_dir", "ckpt_path", "device", "amp", "seed", "batch_size", "num_workers",
+    "num_samples", "num_inference_steps", "combine",
+)  # fmt: skip
+TRAIN_KEYS = (*RUN_KEYS, "max_epochs", "learning_rate", "val_interval", "resume")
+# What git ignores: a bundle that was used in place has them.
+GENERATED = ("output", "eval", "__pycache__")
+# Words in a folder's name from which MONAI Label takes another type than segmentation.
+OTHER_TYPES = ("detection", "deepedit", "deepgrow", "classification")
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle's folder; the test runs in the repository's root, as a user would."""
+    monkeypatch.chdir(REPOSITORY)
+    return request.param
+
+
+def own_files(bundle: Path) -> list[Path]:
+    files = [path for path in bundle.rglob("*") if path.is_file()]
+    return [path for path in files if not set(path.relative_to(bundle).parts) & set(GENERATED)]
+
+
+def read(bundle: Path, name: str) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def parser(bundle: Path, *names: str, **override: Any) -> ConfigParser:
+    """The configurations as ``monai.bundle run`` reads them, with ``--key value`` overrides."""
+    made = ConfigParser()
+    made.read_config([str(bundle / "configs" / f"{name}.json") for name in names])
+    made.read_meta(str(bundle / "configs" / "metadata.json"))
+    made.update(override)
+    return made
+
+
+def input_error(made: ConfigParser, *names: str) -> str:
+    """The one-line message with which building the named things, in their order, ends."""
+    with pytest.raises(Exception) as raised:
+        for name in names:
+            made.get_parsed_content(name)
+    mistake = find_input_error(raised.value)
+    assert mistake is not None, f"expected an InputError, got {raised.value!r}"
+    return str(mistake)
+
+
+def contains_target(content: Any, names: tuple[str, ...]) -> bool:
+    if isinstance(content, dict):
+        return content.get("_target_") in names or any(
+            contains_target(value, names) for value in content.values()
+        )
+    return isinstance(content, list) and any(contains_target(value, names) for value in content)
+
+
+# Files
+
+
+def test_files_are_there_and_nothing_else_is(bundle: Path) -> None:
+    required = {*REQUIRED_FILES, *(f"configs/{name}.json" for name in CONFIGS), "docs/data_license.txt"}
+    required.discard("models/model.pt")  # has a test of its own
+    assert [name for name in sorted(required) if not (bundle / name).is_file()] == []
+    assert [path.name for path in own_files(bundle) if path.suffix in (".py", ".pyc", ".ipynb")] == []
+    assert [path.name for path in own_files(bundle) if path.stat().st_size > LARGEST_FILE] == []
+    for text in ("LICENSE", "docs/data_license.txt", "docs/README.md"):
+        assert (bundle / text).read_text(encoding="utf-8").strip()
+
+
+def test_only_model_pt_lies_in_models(bundle: Path) -> None:
+    """MONAI Label loads the weights file of the shortest name, whatever the configuration says."""
+    assert {path.name for path in (bundle / "models").glob("*.pt")} <= {"model.pt"}
+
+
+def test_configurations_are_json_without_personal_paths(bundle: Path) -> None:
+    for path in (bundle / "configs").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert isinstance(json.loads(text), dict)
+        assert re.findall(r"/(?:home|Users|root|work|tmp)/", text) == []
+
+
+def test_the_folder_name_says_segmentation_to_monai_label(bundle: Path) -> None:
+    assert [word for word in OTHER_TYPES if word in bundle.name.lower()] == []
+
+
+# metadata.json
+
+
+def test_metadata_versions_are_consistent(bundle: Path) -> None:
+    metadata = read(bundle, "metadata")
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["schema"].endswith("meta_schema_20240725.json")
+    # The zoo installs every entry by pip, and the package is not published.
+    packages = {**metadata["required_packages_version"], **metadata.get("optional_packages_version", {})}
+    assert [name for name in packages if name.replace("-", "_") == "shared_components"] == []
+
+
+def test_metadata_declares_image_and_pred_first(bundle: Path) -> None:
+    formats = read(bundle, "metadata")["network_data_format"]
+    assert next(iter(formats["inputs"])) == "image"
+    assert next(iter(formats["outputs"])) == "pred"
+    channels = formats["outputs"]["pred"]["channel_def"]
+    assert [int(key) for key in channels] == list(range(formats["outputs"]["pred"]["num_channels"]))
+    assert channels["0"] == "background"
+
+
+def test_metadata_keeps_the_schema(bundle: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(
+        (REPOSITORY / "tests" / "schema" / "meta_schema_20240725.json").read_text(encoding="utf-8")
+    )
+    jsonschema.validate(read(bundle, "metadata"), schema)
+
+
+# Identifiers, references, keys
+
+
+def test_every_target_import_and_reference_resolves(bundle: Path) -> None:
+    metadata = str(bundle / "configs" / "metadata.json")
+    assert {
+        name: unresolved(files, metadata) for name, files in config_sets(bundle).items()
+    } == dict.fromkeys(config_sets(bundle), [])
+
+
+def test_properties_have_the_ids_of_the_bundle_specification(bundle: Path) -> None:
+    train, evaluate, inference = (
+        f"{bundle}/configs/{name}.json" for name in ("train", "evaluate", "inference")
+    )
+    metadata = str(bundle / "configs" / "metadata.json")
+    assert wrong_ids([train], metadata, "train") == []
+    assert wrong_ids([train, evaluate], metadata, "train") == []
+    assert wrong_ids([inference], metadata, "infer") == []
+
+
+def test_override_keys_are_the_same_everywhere(bundle: Path) -> None:
+    assert [key for key in TRAIN_KEYS if key not in read(bundle, "train")] == []
+    assert [key for key in RUN_KEYS if key not in read(bundle, "inference")] == []
+
+
+def test_what_monai_label_needs_of_the_configurations(bundle: Path) -> None:
+    train, inference = read(bundle, "train"), read(bundle, "inference")
+    handlers = train["train"]["handlers"]  # the server looks for a checkpoint loader in each
+    assert isinstance(handlers, list) and [item for item in handlers if not isinstance(item, dict)] == []
+    assert "displayable_configs" not in train  # a train request that lacks one of its keys is an error
+    assert {"num_samples", "num_inference_steps"} <= set(inference["displayable_configs"])
+    assert "@_meta_" not in json.dumps(inference)  # the server reads inference.json without the metadata
+    for name in ("train", "inference", "evaluate"):
+        assert re.findall(r"@device\.", json.dumps(read(bundle, name))) == []  # the server makes it a string
+    assert contains_target(inference["preprocessing"], ("Compose", "monai.transforms.Compose"))
+    assert contains_target(inference["postprocessing"], ("Invertd", "monai.transforms.Invertd"))
+    stock = ("Spacingd", "SpacingD", "SpacingDict", "monai.transforms.Spacingd")
+    assert not contains_target(inference["preprocessing"], stock)  # raises beside Label's image_path
+
+
+# Where things lie
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_bundle_root_is_found_from_the_repository_and_from_inside(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for folder in (REPOSITORY, bundle):
+        monkeypatch.chdir(folder)
+        assert Path(parser(bundle, name).get_parsed_content("bundle_root")).resolve() == bundle.resolve()
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_an_overridden_bundle_root_moves_everything(bundle: Path, tmp_path: Path, name: str) -> None:
+    made = parser(bundle, name, bundle_root=str(tmp_path))
+    assert Path(made.get_parsed_content("output_dir")).is_relative_to(tmp_path)
+    weights = made.get_parsed_content("ckpt_path")
+    assert Path(weights or tmp_path).is_relative_to(tmp_path)  # a training may start from no weights
+
+
+# The network
+
+
+def test_one_network_in_training_inference_and_on_disk(bundle: Path) -> None:
+    train, inference = (
+        parser(bundle, name).get_parsed_content("network_def") for name in ("train", "inference")
+    )
+    shapes = {name: tuple(value.shape) for name, value in inference.state_dict().items()}
+    assert {name: tuple(value.shape) for name, value in train.state_dict().items()} == shapes
+    weights = bundle / "models" / "model.pt"
+    if not weights.is_file():
+        pytest.skip(f"{bundle.name} has no models/model.pt yet")
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    inference.load_state_dict(state, strict=True)
+    assert weights.stat().st_size < LARGEST_FILE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "listed"),
+    [
+        ("combine", "median", ["combine", "median", "majority", "mean", "staple"]),
+        ("num_samples", 0, ["num_samples", "0"]),
+        ("num_inference_steps", 0, ["num_inference_steps", "0"]),
+        ("num_inference_steps", -2, ["num_inference_steps", "-2"]),
+        ("num_inference_steps", 100000, ["num_inference_steps", "100000"]),
+    ],
+)
+def test_a_wrong_value_is_refused_where_it_arrives(
+    bundle: Path, key: str, value: Any, listed: list[str]
+) -> None:
+    for name in ("train", "inference"):
+        message = input_error(parser(bundle, name, **{key: value}), "network_def", "initialize")
+        assert "\n" not in message
+        assert [part for part in listed if part not in message] == []
+
+
+def test_a_dataset_dir_that_does_not_exist_is_an_error_and_never_phantoms(
+    bundle: Path, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "no_such_folder")
+    assert "no_such_folder" in input_error(parser(bundle, "train", dataset_dir=missing), "train#dataset#data")
+    assert "no_such_folder" in input_error(parser(bundle, "inference", dataset_dir=missing), "dataset#data")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The model card
+
+
+def test_the_model_card_names_every_command_and_figure(bundle: Path) -> None:
+    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    configs = [path.name for path in (bundle / "configs").glob("*.json") if path.name != "metadata.json"]
+    assert [name for name in configs if name not in card] == []
+    commands = ("monai.bundle run", "torchrun", "monai.bundle ckpt_export", "export_bundle", "monailabel")
+    assert [command for command in commands if command not in card] == []
+    keys = ("--dataset_dir", "--bundle_root", "--resume")
+    assert [key for key in keys if key not in card] == []
+    assert [path.name for path in (bundle / "docs").glob("*.png") if path.name not in card] == []
+
+
+def test_the_model_card_has_its_chapters(bundle: Path) -> None:
+    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    headings = " ".join(re.findall(r"(?m)^#+\s*(.+)$", card)).lower()
+    chapters = (
+        "overview",
+        "data",
+        "training",
+        "input",
+        "output",
+        "performance",
+        "commands",
+        "references",
+        "license",
+    )
+    spelt = headings.replace("licence", "license")
+    assert [chapter for chapter in chapters if chapter not in spelt] == []
+    numbers = ("ECE", "AUROC")  # calibration and error detection stand beside the diffusion result
+    assert [number for number in numbers if number not in card] == []
