@@ -37,7 +37,14 @@ def _number(text: str) -> float:
 @SetParseFn(_integer, "num_workers")
 @SetParseFn(_number, "affine_tolerance")
 def check_data(
-    dataset_dir, *, labels=None, channels=None, report=None, skip_bad=None, num_workers=None, affine_tolerance=0.1
+    dataset_dir,
+    *,
+    labels=None,
+    channels=None,
+    report=None,
+    skip_bad=None,
+    num_workers=None,
+    affine_tolerance=0.1,
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
@@ -131,14 +138,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()]
-    return "\n".join([f"usage: {_NAME} COMMAND --option value", "", *lines, "", "COMMAND --help tells its options.", ""])
+    lines = [
+        f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()
+    ]
+    return "\n".join(
+        [f"usage: {_NAME} COMMAND --option value", "", *lines, "", "COMMAND --help tells its options.", ""]
+    )
 
 
 def _command_help(name: str) -> str:
     parameters = inspect.signature(COMMANDS[name]).parameters.values()
     usage = [
-        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]" for p in parameters
+        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]"
+        for p in parameters
     ]
     return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{inspect.getdoc(COMMANDS[name])}\n"
 
@@ -157,14 +169,18 @@ def _check_options(name: str, options: list[str]) -> None:
             key = key.replace("-", "_")
             if key not in parameters:
                 known = ", ".join(f"--{parameter}" for parameter in parameters)
-                raise InputError(f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}")
+                raise InputError(
+                    f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}"
+                )
             given.append(key)
             awaiting = "" if equals else key
         elif awaiting:
             awaiting = ""
         else:
             num_positional += option != "--"
-    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+    positional = [
+        p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given
+    ]
     if num_positional > len(positional):
         raise InputError(f"{name}: {num_positional} values without a name; write --option value")
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]

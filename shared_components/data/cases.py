@@ -78,17 +78,18 @@ def find_cases(dataset_dir: str | os.PathLike, channels: Sequence[str] | int | N
 
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "paired" (``images/`` and
-    ``labels/`` or ``masks/`` with equally named files) and "images" (image files alone, directly in the folder or
-    one folder down), each with an optional ``split.json`` of ids under "train", "validation" and "test".
+    ``labels/`` or ``masks/`` with equally named files) and "images" (image files alone, directly in the
+    folder or one folder down), each with an optional ``split.json`` of ids under "train", "validation" and
+    "test".
 
     A case id is the file name without suffix (and, one folder down, with the folder's name before it). Where
-    ``dataset.json`` lists its training cases, the list and ``split.json`` decide which files are cases; the others
-    are reported. Hidden files are left out.
+    ``dataset.json`` lists its training cases, the list and ``split.json`` decide which files are cases; the
+    others are reported. Hidden files are left out.
 
     Args:
         dataset_dir: the folder.
-        channels: names of the image channels, or their number; by default those of ``dataset.json``, else as many
-            as there are files a case.
+        channels: names of the image channels, or their number; by default those of ``dataset.json``, else as
+            many as there are files a case.
 
     Raises:
         InputError: there is no such folder, it holds nothing usable, or one of its JSON files is broken.
@@ -124,14 +125,18 @@ class _Finder:
         self._check_ids(cases, unlabelled)
         most = max((len(case.images) for case in cases + unlabelled), default=1)
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
-        return CaseFolder(self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems)
+        return CaseFolder(
+            self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems
+        )
 
     def _labelled_folders(self) -> tuple[Path, Path] | None:
         if self.listing or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs")):
             return self.root / "imagesTr", self.root / "labelsTr"
         labels = [self.root / name for name in ("labels", "masks") if (self.root / name).is_dir()]
         if len(labels) == 2:
-            raise InputError(f"{self.root}: has both labels/ and masks/; keep the one that belongs to images/")
+            raise InputError(
+                f"{self.root}: has both labels/ and masks/; keep the one that belongs to images/"
+            )
         return (self.root / "images", labels[0]) if labels else None
 
     def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
@@ -146,7 +151,9 @@ class _Finder:
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
         images, labels = _by_stem(image_dir), _by_stem(label_dir)
         tests = _by_stem(self.root / "imagesTs") if image_dir.name == "imagesTr" else []
-        suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
+        suffixed = self._has_channel_suffix(
+            [stem for stem, _ in images or tests], {stem for stem, _ in labels}
+        )
         image_groups = self._grouped(images, suffixed)
         label_paths = {case: group[0] for case, group in self._grouped(labels, False).items()}
         if self.listing and not suffixed:
@@ -173,10 +180,14 @@ class _Finder:
             match = _CHANNEL_SUFFIX.match(stem) if suffixed else None
             case, channel = (match.group(1), int(match.group(2))) if match else (stem, 0)
             if suffixed and not match:
-                self._problem(case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix")
+                self._problem(
+                    case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix"
+                )
             first = groups.setdefault(case, {}).setdefault(channel, path)
             if first != path:
-                self._problem(case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id")
+                self._problem(
+                    case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id"
+                )
         if suffixed:
             self._report_missing_channels(groups)
         return groups
@@ -187,14 +198,16 @@ class _Finder:
         for case, group in groups.items():
             present = next(iter(group.values()))
             for channel in sorted(set(range(len(names))) - set(group)):
-                file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
+                file = present.with_name(
+                    present.name.replace(image_stem(present.name), f"{case}_{channel:04d}")
+                )
                 text = f"channel {channel} ({names[channel]}) is missing: there is no such file"
                 self._problem(case, file, text, "missing_channel")
 
     def _listed(
         self, images: dict[str, dict[int, Path]], labels: dict[str, Path]
     ) -> tuple[dict[str, dict[int, Path]], dict[str, Path]]:
-        """Keep the cases that the training list or ``split.json`` names, with the files that the list gives."""
+        """Keep the cases that the list or ``split.json`` names, with the files that the list gives."""
         listed: dict[str, tuple[Path, Path | None]] = {}
         for image, label in self.listing:
             case = image_stem(image.name) or image.name
@@ -236,9 +249,13 @@ class _Finder:
     def _report_half(self, case: str, image: Path | None, label: Path | None) -> None:
         """Report an image without a label, or a label without an image."""
         if image:
-            self._problem(case, image, f"image without a label: no file of the name {case} among labels", "no_label")
+            self._problem(
+                case, image, f"image without a label: no file of the name {case} among labels", "no_label"
+            )
         elif label:
-            self._problem(case, label, f"label without an image: no file of the name {case} among images", "no_image")
+            self._problem(
+                case, label, f"label without an image: no file of the name {case} among images", "no_image"
+            )
 
     def _check_ids(self, cases: list[Case], unlabelled: list[Case]) -> None:
         known = {case.id for case in cases}

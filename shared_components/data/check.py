@@ -32,8 +32,8 @@ def check_case(
 
     Args:
         case: image files (one, or one a channel) and perhaps a label file, all 3-D.
-        labels: the label values allowed beside 0: a mapping from names, or the values; ``None`` allows every whole
-            number from 0.
+        labels: the label values allowed beside 0: a mapping from names, or the values; ``None`` allows every
+            whole number from 0.
         num_channels: image channels that the model takes; ``None`` to leave this unchecked.
         affine_tolerance: how far apart two files may place the same corner voxel, in mm.
 
@@ -95,7 +95,9 @@ class _CaseCheck:
             return
         path = self.case.images[0]
         if len(channels) > 1 and max(channels) > 1:
-            self._add("error", path, f"{channels} channels in the case's files, expected 1 in each", "channels")
+            self._add(
+                "error", path, f"{channels} channels in the case's files, expected 1 in each", "channels"
+            )
         elif sum(channels) != expected:
             found = f"{sum(channels)} channel{'s' if sum(channels) > 1 else ''}"
             remedy = "keep only the channels that it takes" if sum(channels) > expected else "add the others"
@@ -109,7 +111,9 @@ class _CaseCheck:
         grid, num_channels, scan = content
         self._compare(path, grid, "label_grid")
         if num_channels > 1:
-            self._add("error", path, f"label with {num_channels} channels, expected one label map", "label_channels")
+            self._add(
+                "error", path, f"label with {num_channels} channels, expected one label map", "label_channels"
+            )
         self._nonfinite(path, scan, "label_nonfinite")
         if scan.num_fractional:
             text = f"non-integer labels: {scan.num_fractional} voxels, such as {scan.first_fraction:.4g}"
@@ -122,7 +126,9 @@ class _CaseCheck:
             some = ", ".join(f"{value} ({scan.values[value]} voxels)" for value in unknown[:5])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             expected = "whole numbers from 0" if allowed is None else ", ".join(map(str, sorted(allowed)))
-            self._add("error", path, f"unknown label values {some}{more}; expected {expected}", "label_values")
+            self._add(
+                "error", path, f"unknown label values {some}{more}; expected {expected}", "label_values"
+            )
         elif not scan.num_fractional and not any(value > 0 for value in scan.values):
             self._add("warning", path, "empty mask: no voxel is labelled", "empty_mask")
 
@@ -139,7 +145,11 @@ class _CaseCheck:
         if self.first is None or self.first[0] == path:
             return
         first_path, first = self.first
-        what = "label on another grid than the image" if kind == "label_grid" else "another grid than the first channel"
+        what = (
+            "label on another grid than the image"
+            if kind == "label_grid"
+            else "another grid than the first channel"
+        )
         if grid.shape != first.shape:
             self._add("error", path, f"{what}: {grid}, {first_path.name} has {first}", kind)
         elif (distance := grid.corner_distance(first)) > self.tolerance:
@@ -191,7 +201,9 @@ def check_cases(
         return check_case(case, wanted, None if case.id in incomplete else expected, affine_tolerance)
 
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
-    progress = partial(tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM)
+    progress = partial(
+        tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM
+    )
     with ThreadPoolExecutor(workers) as pool:
         found = list(progress(pool.map(one, cases)))
     return known + [finding for findings in found for finding in findings]
@@ -229,7 +241,7 @@ def label_conflicts(folder: CaseFolder, labels: Labels) -> list[Finding]:
             "error",
             "",
             str(folder.root / "dataset.json"),
-            f"label '{name}' has the value {own[name.lower()]}, in the model it is {value}; renumber the labels",
+            f"label '{name}' has the value {own[name.lower()]}, in the model it is {value}; renumber",
             "label_conflict",
         )
         for name, value in labels.items()

@@ -28,8 +28,8 @@ def check_data(
 
     Args:
         dataset_dir: the folder; see `shared_components.data.cases.find_cases` for the layouts.
-        labels: label values that may occur beside 0, as a mapping from names or as values; by default those of
-            ``dataset.json``, else every whole number from 0.
+        labels: label values that may occur beside 0, as a mapping from names or as values; by default those
+            of ``dataset.json``, else every whole number from 0.
         channels: names or number of the image channels; by default those of ``dataset.json``, else as found.
         report: JSON file to write the findings to.
         skip_bad: JSON file to write the usable cases to, a list of ``{"image": ..., "label": ...}``.
@@ -54,7 +54,8 @@ def check_data(
     levels = Counter(finding.level for finding in findings)
     total = len(folder.cases) + len(folder.unlabelled)
     sys.stdout.write(
-        f"{total} cases checked, {len(usable)} usable: {levels['error']} errors, {levels['warning']} warnings\n"
+        f"{total} cases checked, {len(usable)} usable: "
+        f"{levels['error']} errors, {levels['warning']} warnings\n"
     )
     if report_file:
         write_json(report_file, _report(folder, findings, len(usable)))

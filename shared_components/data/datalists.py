@@ -38,30 +38,33 @@ def datalist(
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
-    The sections are those of ``split.json``, or follow from the sorted ids: `shared_components.data.split.sections`
-    has the rule. Layouts: `shared_components.data.cases.find_cases`.
+    The sections are those of ``split.json``, or follow from the sorted ids:
+    `shared_components.data.split.sections` has the rule. Layouts: `shared_components.data.cases.find_cases`.
 
     Args:
         dataset_dir: folder of the data set.
-        section: "train", "validation", "test", or "inference": every image, ``imagesTs`` among them, no labels.
+        section: "train", "validation", "test", or "inference": every image, ``imagesTs`` among them, no
+            labels.
         labels: the model's labels, name to value; by default those of ``dataset.json``.
         skip_bad: leave out cases with errors, with a warning, instead of refusing the section.
         num_channels: image channels that the model takes.
         affine_tolerance: how far apart image and label may place the same corner voxel, in mm.
 
     Returns:
-        ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of paths
-        where a case has one file a channel.
+        ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
+        paths where a case has one file a channel.
 
     Raises:
-        InputError: the section is unknown or empty; a case has an error and ``skip_bad`` is not set; a case or
-            image is in two sections; every training mask is empty.
+        InputError: the section is unknown or empty; a case has an error and ``skip_bad`` is not set; a case
+            or image is in two sections; every training mask is empty.
     """
     if section not in (*SECTIONS, "inference"):
         raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}, inference")
     folder = find_cases(dataset_dir, num_channels)
     if folder.layout == "images" and section != "inference":
-        raise InputError(f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images")
+        raise InputError(
+            f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images"
+        )
     if section == "inference":
         cases, findings = _checked_images(folder, num_channels, affine_tolerance)
     else:
@@ -82,8 +85,8 @@ def inference_cases(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """List the images that can be predicted, and say of each other one why it cannot.
 
-    At inference a broken file does not take the other cases down: predict the first list, then report the second
-    and end with exit code 1.
+    At inference a broken file does not take the other cases down: predict the first list, then report the
+    second and end with exit code 1.
 
     Args:
         dataset_dir: folder of images, of any layout; labels in it are not looked at.
@@ -141,7 +144,7 @@ def _without_errors(
     total = len({case.id for case in cases} | bad)
     if errors and not skip_bad:
         raise InputError(
-            f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used (skip_bad leaves them out): "
+            f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used (skip_bad omits them): "
             f"{_several(folder, errors)}"
         )
     if not good:
@@ -150,7 +153,9 @@ def _without_errors(
             f"{len(bad)} of this section with errors); add cases or change split.json"
         )
     if errors:
-        logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
+        logger.warning(
+            "%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section
+        )
     return good
 
 

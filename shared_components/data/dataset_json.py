@@ -13,7 +13,9 @@ SECTIONS = ("train", "validation", "test")
 _SECTION_KEYS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[str, ...] | None:
+def channel_names(
+    channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path
+) -> tuple[str, ...] | None:
     """Return the names of the image channels, or ``None`` if nothing says how many there are.
 
     Args:
@@ -44,7 +46,8 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``.
 
     Raises:
-        InputError: a label's value is no whole number (nnU-Net's regions, a list of values, are not supported).
+        InputError: a label's value is no whole number (nnU-Net's regions, a list of values, are not
+            supported).
     """
     labels = meta.get("labels", {})
     if not isinstance(labels, dict):
@@ -89,7 +92,9 @@ def read_split(root: Path) -> dict[str, list[str]] | None:
         if key not in _SECTION_KEYS:
             raise InputError(f"{file}: unknown section '{key}'; expected {', '.join(SECTIONS)}")
         if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
-            raise InputError(f"{file}: section '{key}' must be a list of case ids (file names without suffix)")
+            raise InputError(
+                f"{file}: section '{key}' must be a list of case ids (file names without suffix)"
+            )
         split[_SECTION_KEYS[key]] = sorted(image_stem(case) or case for case in ids)
     if not any(split.values()):
         raise InputError(f"{file}: names no case; list ids under {', '.join(SECTIONS)} or remove the file")

@@ -45,9 +45,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{path}: not valid JSON ({error.msg} at {where}); mend or remove the file") from error
+        raise InputError(
+            f"{path}: not valid JSON ({error.msg} at {where}); mend or remove the file"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); mend or remove the file") from error
+        raise InputError(
+            f"{path}: cannot be read as UTF-8 text ({error}); mend or remove the file"
+        ) from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def check_json_target(path: str | os.PathLike, option: str) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON in one step: a reader sees the old file or the whole new one, never a part."""
+    """Write ``content`` as JSON in one step: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "x", encoding="utf-8") as file:

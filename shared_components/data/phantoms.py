@@ -26,9 +26,9 @@ _SHEATH_GAP = -0.012
 def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int = 0) -> Path:
     """Write a phantom data set in MSD layout, with a ``split.json``; takes a few seconds.
 
-    Every case is a function of (seed, number of the case) alone, so a larger set begins with the smaller one's
-    volumes. A complete set of the same parameters is used as it is. The set appears under its name at once, when it
-    is complete.
+    Every case is a function of (seed, number of the case) alone, so a larger set begins with the smaller
+    one's volumes. A complete set of the same parameters is used as it is. The set appears under its name at
+    once, when it is complete.
 
     Args:
         output_dir: folder to make; it may exist if it is empty or holds the same set.
@@ -43,7 +43,9 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
     """
     folder = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if num_cases < 3 or seed < 0:
-        raise InputError(f"num_cases {num_cases}, seed {seed}: expected at least 3 cases and a seed of at least 0")
+        raise InputError(
+            f"num_cases {num_cases}, seed {seed}: expected at least 3 cases and a seed of at least 0"
+        )
     description = _description(num_cases, seed)
     if _is_complete(folder, description):
         return folder
@@ -55,7 +57,9 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
     except OSError as error:
         if _is_complete(folder, description):
             return folder  # another process was faster
-        raise InputError(f"{folder}: the phantoms cannot be written ({error.strerror}); give another folder") from error
+        raise InputError(
+            f"{folder}: the phantoms cannot be written ({error.strerror}); give another folder"
+        ) from error
     return folder
 
 
@@ -74,7 +78,9 @@ def demonstration_data(dataset_dir: str | os.PathLike | None, output_dir: str | 
             raise InputError(f"dataset_dir {dataset_dir}: no such folder")
         return str(dataset_dir)
     folder = make_phantoms(Path(output_dir) / "phantoms")
-    logger.warning("no dataset_dir given: this is a demonstration on synthetic phantoms (%s), not on patients", folder)
+    logger.warning(
+        "no dataset_dir given: this is a demonstration on synthetic phantoms (%s), not on patients", folder
+    )
     return str(folder)
 
 
@@ -82,13 +88,13 @@ def phantom_case(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw one phantom.
 
     A bent tube whose front end is thicker lies along the second axis among tissue of white, grey and dark
-    patches. The tube is grey, like some of the patches and a few blobs that are no part of it. The image has
-    partial-volume blur, a smooth bias field, noise, and a scale of its own: every fifth case is uint8, among the
-    others are maxima from 50 to 1e6.
+    patches. The tube is grey, as some of the patches and a few blobs are that are no part of it; a white
+    sheath, with gaps, surrounds it. The image has partial-volume blur, a smooth bias field, noise, and a
+    scale of its own: every fifth case is uint8, among the others are maxima from 50 to 1e6.
 
     Returns:
-        Image (x, y, z), float32 or uint8, and label map, uint8, on a 1 mm RAS grid; the anterior part is the one
-        of larger y.
+        Image (x, y, z), float32 or uint8, and label map, uint8, on a 1 mm RAS grid; the anterior part is the
+        one of larger y.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     shape = tuple(int(rng.integers(low, high + 1)) for low, high in ((32, 44), (44, 56), (30, 40)))
@@ -97,14 +103,20 @@ def phantom_case(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     sheath = (nearness < 1.8) & (gaussian_filter(rng.standard_normal(shape), 2.5) > _SHEATH_GAP)
     tissue[sheath] = 0.85
     for centre, radius in _distractors(shape, rng):
-        distance = sum((axis - c) ** 2 for axis, c in zip(np.ogrid[tuple(map(slice, shape))], centre))
+        distance = sum(
+            (axis - c) ** 2 for axis, c in zip(np.ogrid[tuple(map(slice, shape))], centre, strict=True)
+        )
         tissue[(distance < radius**2) & (nearness > 1.8)] = 0.56
     tissue[label > 0] = 0.54 + rng.uniform(-0.03, 0.03)
     return _acquire(tissue, rng, index), label
 
 
 def _structure(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the label map: a tube around a curved line that runs from the back (t = 0) to the front (t = 1)."""
+    """Draw a tube around a curved line that runs from the back (t = 0) to the front (t = 1).
+
+    Returns the label map, and for every voxel the smallest squared distance to the line in units of the
+    radius.
+    """
     t = np.linspace(0, 1, _CENTRELINE_POINTS)
     bend = rng.uniform(2.0, 4.5) * rng.choice((-1, 1))
     line = np.stack(
@@ -121,12 +133,13 @@ def _structure(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.nda
     head = 1 / (1 + np.exp(-(t - neck) / 0.035))
     radius = rng.uniform(4.2, 4.9) + rng.uniform(1.4, 2.4) * head + rng.uniform(0, 0.5) * np.sin(9 * t)
     nearness = np.full(shape, np.inf)
-    along = np.zeros(shape)
     grid = np.ogrid[tuple(map(slice, shape))]
     widths = (1.0, 1.0, rng.uniform(0.8, 1.0))
-    for position, point, size in zip(t, line, radius):
-        squared = sum(((axis - centre) / (size * width)) ** 2 for axis, centre, width in zip(grid, point, widths))
-        along = np.where(squared < nearness, position, along)
+    for point, size in zip(line, radius, strict=True):
+        squared = sum(
+            ((axis - centre) / (size * width)) ** 2
+            for axis, centre, width in zip(grid, point, widths, strict=True)
+        )
         nearness = np.minimum(nearness, squared)
     boundary = line[np.argmin(np.abs(t - neck)), 1]
     in_front = np.broadcast_to(grid[1] > boundary, shape)
@@ -163,7 +176,9 @@ def _acquire(tissue: np.ndarray, rng: np.random.Generator, index: int) -> np.nda
     bias = gaussian_filter(rng.standard_normal(tissue.shape), 14, mode="nearest")
     image = image * (1 + 0.15 * bias / np.abs(bias).max())
     noise = rng.uniform(0.02, 0.05)
-    image = np.hypot(image + noise * rng.standard_normal(image.shape), noise * rng.standard_normal(image.shape))
+    image = np.hypot(
+        image + noise * rng.standard_normal(image.shape), noise * rng.standard_normal(image.shape)
+    )
     scale = 10 ** rng.uniform(1.7, 6.0)
     if index % 5 == 0:
         return np.clip(image * 200, 0, 255).astype(np.uint8)
@@ -171,7 +186,7 @@ def _acquire(tissue: np.ndarray, rng: np.random.Generator, index: int) -> np.nda
 
 
 def _description(num_cases: int, seed: int) -> dict[str, Any]:
-    """Return the content of ``dataset.json``, which also marks the set as complete and tells its parameters."""
+    """Return the content of ``dataset.json``, which also marks the set as complete."""
     names = [f"phantom_{index:03d}.nii.gz" for index in range(num_cases)]
     return {
         "name": "Hippocampus phantoms",
@@ -200,10 +215,14 @@ def _is_complete(folder: Path, description: dict[str, Any]) -> bool:
         found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    files = [folder / path for pair in description["training"] for path in pair.values()] + [folder / "split.json"]
+    files = [folder / path for pair in description["training"] for path in pair.values()] + [
+        folder / "split.json"
+    ]
     if found != description or not all(file.is_file() for file in files):
         wanted = description["phantoms"]
-        raise InputError(f"{folder}: holds something other than phantoms of {wanted}; remove it or give another folder")
+        raise InputError(
+            f"{folder}: holds something other than phantoms of {wanted}; remove it or give another folder"
+        )
     return True
 
 
@@ -220,6 +239,10 @@ def _write_set(folder: Path, description: dict[str, Any], seed: int) -> None:
     test = ids[3::4] or ids[-1:]
     rest = [case for case in ids if case not in test]
     validation = rest[5::6] or rest[-1:]
-    split = {"train": [case for case in rest if case not in validation], "validation": validation, "test": test}
+    split = {
+        "train": [case for case in rest if case not in validation],
+        "validation": validation,
+        "test": test,
+    }
     for name, content in (("split.json", split), ("dataset.json", description)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

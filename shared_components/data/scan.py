@@ -80,4 +80,4 @@ def _count_values(scan: ValueScan, values: np.ndarray) -> None:
             whole = whole[~fractional]
         values = whole
     found, counts = np.unique(values, return_counts=True)
-    scan.values.update({int(value): int(count) for value, count in zip(found, counts)})
+    scan.values.update({int(value): int(count) for value, count in zip(found, counts, strict=True)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from typing import Any
@@ -14,18 +15,22 @@ from monai.transforms.traits import ThreadUnsafe
 
 
 class SeededCacheDataset(CacheDataset):
-    """`monai.data.CacheDataset` that draws the same augmentation for (seed, epoch, index) in any circumstances.
+    """`monai.data.CacheDataset` whose augmentation is a function of (seed, epoch, index) alone.
 
-    The number of workers, the order in which items are asked for and what was asked before make no difference, so
-    a run that goes on from epoch n sees the items that an uninterrupted one sees. Every item gets its own copy of
-    the random transforms with a random state made from (seed, epoch, index); workers and threads share nothing.
+    The number of workers, the order in which items are asked for and what was asked before make no
+    difference, so a run that goes on from epoch n sees the items that an uninterrupted one sees. Each item
+    is drawn with a random state of its own, by a copy of the random transforms that no other thread uses.
 
-    Call `set_epoch` before the data loader's iterator for that epoch is made. The epoch lies in shared memory, so
-    workers that stay alive between epochs see it too.
+    Call `set_epoch` before the data loader's iterator for that epoch is made. The epoch lies in shared
+    memory, so workers that stay alive between epochs see it too.
     """
 
     def __init__(
-        self, data: Sequence, transform: Sequence[Callable] | Callable | None = None, seed: int = 0, **options: Any
+        self,
+        data: Sequence,
+        transform: Sequence[Callable] | Callable | None = None,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         """Create the dataset and fill its cache.
 
@@ -36,6 +41,7 @@ class SeededCacheDataset(CacheDataset):
             **options: other arguments of `monai.data.CacheDataset`.
         """
         self.seed = seed
+        self._local = threading.local()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         super().__init__(data, transform, **options)
 
@@ -47,8 +53,22 @@ class SeededCacheDataset(CacheDataset):
         entropy = np.random.SeedSequence((self.seed, int(self._epoch), index % len(self)))
         state = np.random.RandomState(np.random.MT19937(entropy))
         view = copy(self)
-        view.transform = _private_copy(self.transform).set_random_state(state=state)
+        view.transform = self._own_transform().set_random_state(state=state)
         return super(SeededCacheDataset, view)._transform(index)
+
+    def _own_transform(self) -> Compose:
+        """Return this thread's copy of the transforms; one for every item would take longer than they do."""
+        if getattr(self._local, "source", None) is not self.transform:
+            self._local.source = self.transform
+            self._local.transform = _private_copy(self.transform)
+        return self._local.transform
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
 
 
 def _private_copy(compose: Compose) -> Compose:

@@ -18,11 +18,12 @@ _BLOCK = 1 << 20
 def sections(folder: CaseFolder) -> dict[str, list[str]]:
     """Return the sorted case ids of "train", "validation" and "test".
 
-    With a ``split.json`` its sections hold. Without one, every fifth case of the sorted ids is "test" (the fifth,
-    the tenth, ...; the last one if there are fewer than five). A "validation" section that is not given is every
-    eighth of the sorted "train" ids (the last one if there are fewer than eight), which "train" then leaves out.
-    Nothing is drawn at random, so the sections of a folder are always the same. They contain incomplete cases too,
-    so that mending or leaving out a case moves no other case to another section.
+    With a ``split.json`` its sections hold. Without one, every fifth case of the sorted ids is "test" (the
+    fifth, the tenth, ...; the last one if there are fewer than five). A "validation" section that is not
+    given is every eighth of the sorted "train" ids (the last one if there are fewer than eight), which
+    "train" then leaves out. Nothing is drawn at random, so the sections of a folder are always the same. They
+    contain incomplete cases too, so that mending or leaving out a case moves no other case to another
+    section.
     """
     if folder.split is None:
         train, test = _every(sorted(case.id for case in folder.cases), 5)
@@ -43,8 +44,9 @@ def _every(ids: list[str], step: int) -> tuple[list[str], list[str]]:
 def find_leaks(folder: CaseFolder) -> list[Finding]:
     """Find cases that stand in two sections, by their id or by an image with the same content.
 
-    Two image files have the same content if their bytes are the same, after decompression where compressed. Only
-    files that agree in a short fingerprint (size and first bytes, or gzip's own checksum) are read whole.
+    Two image files have the same content if their bytes are the same, after decompression where compressed.
+    Only files that agree in a short fingerprint (size and first bytes, or gzip's own checksum) are read
+    whole.
     """
     leaks = []
     listed: dict[str, str] = {}
@@ -76,7 +78,9 @@ def _same_images(cases: list[Case]) -> Iterator[list[tuple[Case, Path]]]:
         yield from _groups(group, _digest)
 
 
-def _groups(files: list[tuple[Case, Path]], key: Callable[[Path], object]) -> Iterator[list[tuple[Case, Path]]]:
+def _groups(
+    files: list[tuple[Case, Path]], key: Callable[[Path], object]
+) -> Iterator[list[tuple[Case, Path]]]:
     groups: dict[object, list[tuple[Case, Path]]] = defaultdict(list)
     for case, path in files:
         try:

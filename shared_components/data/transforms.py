@@ -19,9 +19,9 @@ from shared_components.errors import InputError
 class SidecarSafeSpacingd(Spacingd):
     """`monai.transforms.Spacingd` that leaves other entries beside the image alone.
 
-    Spacingd of MONAI 1.6 treats every entry named ``<key>_*`` as the metadata of a NIfTI image and fails on one
-    that is no dictionary, such as the ``image_path`` that MONAI Label puts beside ``image``. Those entries are
-    hidden during the call. ``Invertd`` goes through it as through Spacingd.
+    Spacingd of MONAI 1.6 treats every entry named ``<key>_*`` as the metadata of a NIfTI image and fails on
+    one that is no dictionary, such as the ``image_path`` that MONAI Label puts beside ``image``. Those
+    entries are hidden during the call. ``Invertd`` goes through it as through Spacingd.
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
@@ -33,16 +33,19 @@ class SidecarSafeSpacingd(Spacingd):
             if name not in self.keys
             and (not isinstance(name, str) or (name.startswith(prefixes) and not isinstance(value, dict)))
         }
-        resampled = super().__call__({name: value for name, value in data.items() if name not in hidden}, lazy)
+        resampled = super().__call__(
+            {name: value for name, value in data.items() if name not in hidden}, lazy
+        )
         return {**resampled, **hidden}
 
 
 class PercentileNormalized(MapTransform):
     """Clip each channel to percentiles of its own values, then subtract the mean and divide by the deviation.
 
-    Mean and standard deviation are those of the clipped channel, so that one extreme voxel changes nothing and
-    images of any intensity scale come out alike. A channel whose percentiles coincide (a constant image) becomes
-    zero. Input: (C, *spatial), any real type; output: float32 of the same shape, as MetaTensor where it was one.
+    Mean and standard deviation are those of the clipped channel, so that one extreme voxel changes nothing
+    and images of any intensity scale come out alike. A channel whose percentiles coincide (a constant image)
+    becomes zero. Input: (C, *spatial), any real type; output: float32 of the same shape, as MetaTensor where
+    it was one.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class PercentileNormalized(MapTransform):
         """
         super().__init__(keys, allow_missing_keys)
         if not 0 <= lower < upper <= 100:
-            raise InputError(f"lower {lower}, upper {upper}: expected percentiles with 0 <= lower < upper <= 100")
+            raise InputError(
+                f"lower {lower}, upper {upper}: expected percentiles with 0 <= lower < upper <= 100"
+            )
         self.lower = lower
         self.upper = upper
 
@@ -106,7 +111,9 @@ class RoundLabelsd(MapTransform):
             values = label.as_tensor() if isinstance(label, MetaTensor) else label
             rounded = torch.round(values) if values.is_floating_point() else values
             if not bool((torch.abs(values - rounded) <= INTEGER_TOLERANCE).all()):
-                raise InputError(f"{_name(label, key)}: non-integer labels; resample them with nearest neighbour")
+                raise InputError(
+                    f"{_name(label, key)}: non-integer labels; resample them with nearest neighbour"
+                )
             result[key] = convert_to_dst_type(rounded, label)[0]
         return result
 

@@ -46,7 +46,9 @@ class Grid:
 
     def corner_distance(self, other: Grid) -> float:
         """Return how far apart, in mm, the two affines place a corner of this grid at most."""
-        corners = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], [1], indexing="ij"), -1).reshape(-1, 4)
+        corners = np.stack(
+            np.meshgrid(*[(0, size - 1) for size in self.shape], [1], indexing="ij"), -1
+        ).reshape(-1, 4)
         moved = corners @ (self.affine - other.affine).T
         return float(np.linalg.norm(moved[:, :3], axis=1).max())
 
@@ -60,8 +62,8 @@ class Volume:
     """An open volume.
 
     ``blocks()`` yields (channel, position, values): each channel's voxels in consecutive blocks, first axis
-    fastest, in the stored type or as scaled float64 where the header has a scale factor. It can be run once, and
-    reads the file to its end, so that a checksum is verified.
+    fastest, in the stored type or as scaled float64 where the header has a scale factor. It can be run once,
+    and reads the file to its end, so that a checksum is verified.
     """
 
     grid: Grid
@@ -76,8 +78,8 @@ def open_volume(path: Path) -> Iterator[Volume]:
     NIfTI is read as a stream; the other formats by ITK, one whole file at a time.
 
     Raises:
-        UnusableVolume: on opening, or while its blocks are read: the file is empty, truncated, corrupt or not what
-            its name says; no 3-D volume; without voxels; or its spacing or affine cannot be used.
+        UnusableVolume: on opening, or while its blocks are read: the file is empty, truncated, corrupt or not
+            what its name says; no 3-D volume; without voxels; or its spacing or affine cannot be used.
     """
     try:
         if path.stat().st_size == 0:
@@ -98,7 +100,11 @@ def _open_stream(path: Path) -> IO[bytes]:
         head = file.read(16)
     compressed = head.startswith(_GZIP_MAGIC)
     if path.name.lower().endswith(".gz") != compressed:
-        what = "gzip-compressed, but its name does not end in .gz" if compressed else f"no gzip file (starts {head!r})"
+        what = (
+            "gzip-compressed, but its name does not end in .gz"
+            if compressed
+            else f"no gzip file (starts {head!r})"
+        )
         raise UnusableVolume(f"truncated/corrupt or wrongly named: {what}")
     return gzip.open(path, "rb") if compressed else open(path, "rb")
 
@@ -124,19 +130,23 @@ def _nifti_volume(stream: IO[bytes]) -> Volume:
 
 
 def _nifti_header(stream: IO[bytes]) -> nibabel.Nifti1Header:
-    """Read a NIfTI-1 or -2 header as it stands: `nibabel.load` would mend some of what is to be found here."""
+    """Read a NIfTI-1 or -2 header as it stands: `nibabel.load` would mend some of its faults."""
     kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
     block = stream.read(348)
     sizes = [int.from_bytes(block[:4], order) for order in ("little", "big")]
     size = next((size for size in sizes if size in kinds), None)
     if len(block) < 348 or size is None:
-        raise UnusableVolume(f"truncated/corrupt or no NIfTI file ({len(block)} bytes, starts {block[:16]!r})")
+        raise UnusableVolume(
+            f"truncated/corrupt or no NIfTI file ({len(block)} bytes, starts {block[:16]!r})"
+        )
     block += stream.read(size - 348)
     if len(block) < size:
         raise UnusableVolume(f"truncated: {len(block)} bytes, the header alone has {size}")
     header = kinds[size](block, check=False)
     if not header["magic"].item().startswith(b"n+"):
-        raise UnusableVolume("header of a NIfTI or Analyze file pair; convert it to a single .nii.gz file", "header")
+        raise UnusableVolume(
+            "header of a NIfTI or Analyze file pair; convert it to a single .nii.gz file", "header"
+        )
     if not 1 <= header["dim"][0] <= 7:
         raise UnusableVolume(f"unusable NIfTI header (dim {header['dim'].tolist()})", "header")
     return header
@@ -154,7 +164,9 @@ def _spatial_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
 
 def _check_geometry(spacing: np.ndarray, affine: np.ndarray) -> None:
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise UnusableVolume(f"spacing {spacing.tolist()} mm, expected positive numbers; mend the header", "spacing")
+        raise UnusableVolume(
+            f"spacing {spacing.tolist()} mm, expected positive numbers; mend the header", "spacing"
+        )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     usable = np.isfinite(affine).all() and (lengths > 0).all()
     if not usable or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
@@ -167,7 +179,11 @@ def _skip(stream: IO[bytes], count: int) -> None:
 
 
 def _nifti_blocks(
-    stream: IO[bytes], dtype: np.dtype, shape: tuple[int, int, int], num_channels: int, scale: tuple[float, float] | None
+    stream: IO[bytes],
+    dtype: np.dtype,
+    shape: tuple[int, int, int],
+    num_channels: int,
+    scale: tuple[float, float] | None,
 ) -> Blocks:
     total = int(np.prod(shape, dtype=np.int64))
     for channel in range(num_channels):
@@ -193,7 +209,9 @@ def _itk_volume(path: Path) -> Volume:
             array = np.asarray(itk.array_from_image(image))
         except Exception as error:  # ITK raises RuntimeError, TypeError and its own kinds
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UnusableVolume(f"truncated/corrupt or not readable by ITK ({lines[-1] if lines else error})") from error
+            raise UnusableVolume(
+                f"truncated/corrupt or not readable by ITK ({lines[-1] if lines else error})"
+            ) from error
     if image.GetNumberOfComponentsPerPixel() > 1:
         spatial = array.shape[-2::-1]
         shape = (*spatial, array.shape[-1]) if len(spatial) >= 3 else spatial

@@ -25,14 +25,15 @@ def vp_few_step(
     cDAL, meant for T of 1 to 8. The chain starts at s = ``start``, so abar_T is abar(1) / abar(start).
 
     Returns:
-        Betas of steps 1..T, float64 of shape (T,). cDAL's tables carry an artificial beta of 1e-8 in front, which
-        rounds to nothing in single precision; it is left out, so index t here is index t + 1 there.
+        Betas of steps 1..T, (T,), computed in float64 and rounded to float32 as the published ones are. cDAL's
+        tables carry an artificial beta of 1e-8 in front, which rounds to nothing in single precision; it is left out,
+        so index t here is index t + 1 there.
     """
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
     s = start + (1 - start) * torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     log_abar = -0.5 * (beta_max - beta_min) * s**2 - beta_min * s
-    return -torch.expm1(log_abar[1:] - log_abar[:-1])
+    return -torch.expm1(log_abar[1:] - log_abar[:-1]).float()
 
 
 class FewStepProcess:

@@ -101,7 +101,9 @@ class DiffusionSegmenter(nn.Module):
         for first in range(0, condition.shape[0], per_call):
             members = self._members(condition[first : first + per_call], position[first : first + per_call])
             members = members[:, :, :, top : top + image.shape[2], left : left + image.shape[3]]
-            parts.append(members if self.combine == "staple" else combine_members(members, self.combine).unsqueeze(0))
+            if self.combine != "staple":  # which looks at the whole image
+                members = combine_members(members, self.combine).unsqueeze(0)
+            parts.append(members)
         members = torch.cat(parts, dim=1)
         if image.dim() == 5:
             count, slices = members.shape[0], members.shape[1]
@@ -128,7 +130,8 @@ class DiffusionSegmenter(nn.Module):
             )
             positive = ((clean.float() + 1) / 2).clamp(min=1e-6)
             probability = positive / positive.sum(dim=1, keepdim=True)
-            parts.append(probability.reshape(members, count, *probability.shape[1:]))
+            height, width = probability.shape[2], probability.shape[3]
+            parts.append(probability.reshape(members, count, self.num_classes, height, width))
         return torch.cat(parts)
 
     def _reverse_process(self, condition: Tensor, features: Tensor, member: Tensor, position: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class SpatialAttentionTrainer(Trainer):
         train_handlers: Sequence | None = None,
         amp: bool = False,
     ) -> None:
-        if discriminator is None and (check_attention(attention) != "none" or adversarial_weight > 0):
+        check_attention(attention)
+        if discriminator is None and (attention != "none" or adversarial_weight > 0):
             raise InputError(
                 f"attention={attention!r} with adversarial_weight={adversarial_weight} needs a discriminator: "
                 "give one, or set attention to 'none' and adversarial_weight to 0"

@@ -47,7 +47,9 @@ def test_msd_layout_without_dataset_json(tmp_path):
 
 def test_the_list_of_dataset_json_decides_which_files_are_cases(tmp_path):
     listed = [{"image": "./imagesTr/a_img.nii.gz", "label": "./labelsTr/a_seg.nii.gz"}]
-    touch(tmp_path, "imagesTr/a_img.nii.gz", "labelsTr/a_seg.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
+    touch(
+        tmp_path, "imagesTr/a_img.nii.gz", "labelsTr/a_seg.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz"
+    )
     touch(tmp_path, "imagesTr/c.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
     folder = find_cases(tmp_path)
@@ -76,9 +78,19 @@ def test_listed_files_that_do_not_exist_are_problems(tmp_path):
 
 
 def test_nnunet_layout_of_two_channels(tmp_path):
-    meta = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
+    meta = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "tumour": 1},
+        "file_ending": ".nii.gz",
+    }
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
-    touch(tmp_path, "imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz", "imagesTs/c_0000.nii.gz", "imagesTs/c_0001.nii.gz")
+    touch(
+        tmp_path,
+        "imagesTr/b_0000.nii.gz",
+        "labelsTr/b.nii.gz",
+        "imagesTs/c_0000.nii.gz",
+        "imagesTs/c_0001.nii.gz",
+    )
     (tmp_path / "dataset.json").write_text(json.dumps(meta))
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.channels, folder.label_names) == ("nnunet", ("T1", "T2"), {"tumour": 1})
@@ -98,7 +110,9 @@ def test_nnunet_version_1_with_modality_and_a_training_list(tmp_path):
 
 
 def test_four_digits_that_belong_to_the_id_are_no_channel(tmp_path):
-    touch(tmp_path, "imagesTr/spleen_0001.nii.gz", "labelsTr/spleen_0001.nii.gz", "imagesTr/spleen_0002.nii.gz")
+    touch(
+        tmp_path, "imagesTr/spleen_0001.nii.gz", "labelsTr/spleen_0001.nii.gz", "imagesTr/spleen_0002.nii.gz"
+    )
     folder = find_cases(tmp_path)
     assert folder.layout == "msd"
     assert [case.id for case in folder.cases] == ["spleen_0001", "spleen_0002"]
@@ -110,7 +124,9 @@ def test_paired_folders_of_any_format(tmp_path, label_dir):
     touch(tmp_path, *(f"{label_dir}/{name}.nii.gz" for name in "abcd"))
     folder = find_cases(tmp_path)
     assert folder.layout == "paired"
-    assert [(case.id, case.label.parent.name) for case in folder.cases] == [(name, label_dir) for name in "abcd"]
+    assert [(case.id, case.label.parent.name) for case in folder.cases] == [
+        (name, label_dir) for name in "abcd"
+    ]
 
 
 def test_labels_beside_masks_are_ambiguous(tmp_path):
@@ -127,7 +143,9 @@ def test_images_alone(tmp_path):
 
 
 def test_images_alone_one_folder_down(tmp_path):
-    touch(tmp_path, "patient 1/scan.nii.gz", "patient 2/scan.nii.gz", ".hidden/scan.nii.gz", "x/y/scan.nii.gz")
+    touch(
+        tmp_path, "patient 1/scan.nii.gz", "patient 2/scan.nii.gz", ".hidden/scan.nii.gz", "x/y/scan.nii.gz"
+    )
     assert [case.id for case in find_cases(tmp_path).cases] == ["patient 1_scan", "patient 2_scan"]
 
 
@@ -148,9 +166,20 @@ def test_hidden_files_are_left_out_and_links_and_odd_names_are_fine(tmp_path):
 
 
 def test_an_image_or_a_label_alone_and_a_doubled_id_are_problems(tmp_path):
-    touch(tmp_path, "imagesTr/a.nii.gz", "imagesTr/a.nii", "labelsTr/a.nii.gz", "imagesTr/b.nii", "labelsTr/c.nii")
+    touch(
+        tmp_path,
+        "imagesTr/a.nii.gz",
+        "imagesTr/a.nii",
+        "labelsTr/a.nii.gz",
+        "imagesTr/b.nii",
+        "labelsTr/c.nii",
+    )
     folder = find_cases(tmp_path)
-    assert kinds(folder) == [("error", "a", "duplicate_id"), ("error", "b", "no_label"), ("error", "c", "no_image")]
+    assert kinds(folder) == [
+        ("error", "a", "duplicate_id"),
+        ("error", "b", "no_label"),
+        ("error", "c", "no_image"),
+    ]
     assert [len(case.images) for case in folder.cases] == [1, 1, 0]
 
 

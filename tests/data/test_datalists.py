@@ -29,7 +29,10 @@ def test_sections_hold_images_and_labels_with_absolute_paths(tmp_path, monkeypat
     assert names(datalist("set", "validation", LABELS)) == [ids[8]]
     train = datalist("set", "train", LABELS)
     assert names(train) == ids[:4] + ids[5:8]
-    image, label = tmp_path / "set" / "imagesTr" / "case_00.nii.gz", tmp_path / "set" / "labelsTr" / "case_00.nii.gz"
+    image, label = (
+        tmp_path / "set" / "imagesTr" / "case_00.nii.gz",
+        tmp_path / "set" / "labelsTr" / "case_00.nii.gz",
+    )
     assert train[0] == {"image": str(image), "label": str(label)}
 
 
@@ -66,7 +69,9 @@ def test_errors_of_the_section_refuse_it_in_one_line_that_names_the_command(tmp_
         datalist(root, "train", LABELS)
     message = str(error.value)
     assert "2 of 4 train cases cannot be used" in message and "\n" not in message
-    assert "imagesTr/case_00.nii.gz: empty file" in message and "case_01" in message and "case_04" not in message
+    assert (
+        "imagesTr/case_00.nii.gz: empty file" in message and "case_01" in message and "case_04" not in message
+    )
     assert f"python -m shared_components check_data --dataset_dir '{root}'" in message
     assert names(datalist(root, "validation", LABELS)) == ["case_05"]
 
@@ -137,4 +142,8 @@ def test_inference_cases_sets_bad_cases_apart(tmp_path):
 
 def test_real_sections(real_data):
     root = real_data / "Task04_Hippocampus"
-    assert [len(datalist(root, section, LABELS)) for section in ("train", "validation", "test")] == [140, 20, 40]
+    assert [len(datalist(root, section, LABELS)) for section in ("train", "validation", "test")] == [
+        140,
+        20,
+        40,
+    ]

@@ -1,4 +1,4 @@
-"""The phantom set: the same for the same parameters, of the promised kind, and never in the way of other files."""
+"""The phantom set: the same for the same parameters, and never in the way of other files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def test_cases_are_hippocampus_like():
     for index in range(12):
         image, label = phantom_case(0, index)
         assert image.shape == label.shape and label.dtype == np.uint8
-        assert all(low <= size <= high for size, low, high in zip(image.shape, (32, 44, 30), (44, 56, 40)))
+        assert all(
+            low <= size <= high
+            for size, low, high in zip(image.shape, (32, 44, 30), (44, 56, 40), strict=True)
+        )
         assert image.dtype == (np.uint8 if index % 5 == 0 else np.float32)
         shares = [(label == value).mean() for value in (1, 2)]
         assert all(0.005 < share < 0.06 for share in shares)
@@ -50,7 +53,11 @@ def test_the_set_is_a_good_msd_folder_with_all_sections(tmp_path):
     folder = find_cases(make_phantoms(tmp_path / "set"))
     assert (folder.layout, len(folder.cases)) == ("msd", 24)
     assert folder.label_names == {"anterior": 1, "posterior": 2}
-    assert {section: len(ids) for section, ids in folder.split.items()} == {"train": 15, "validation": 3, "test": 6}
+    assert {section: len(ids) for section, ids in folder.split.items()} == {
+        "train": 15,
+        "validation": 3,
+        "test": 6,
+    }
     assert check_folder(folder) == []
     image = nibabel.load(folder.cases[0].images[0])
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S") and image.header.get_zooms() == (1, 1, 1)

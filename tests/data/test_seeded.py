@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
-from monai.transforms import Compose, Lambdad, OneOf, RandAffined, RandFlipd, RandGaussianNoised, RandScaleIntensityd
+from monai.transforms import (
+    Compose,
+    Lambdad,
+    OneOf,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+)
 
 from shared_components.data.seeded import SeededCacheDataset
 
@@ -14,12 +25,17 @@ from shared_components.data.seeded import SeededCacheDataset
 def dataset(seed: int = 0, count: int = 6, **options) -> SeededCacheDataset:
     transform = Compose(
         [
-            Lambdad("image", lambda image: image + 1),
+            Lambdad("image", torch.neg),
             RandFlipd("image", prob=0.5, spatial_axis=0),
             Compose(
                 [
                     RandAffined("image", prob=0.7, rotate_range=0.5, padding_mode="zeros"),
-                    OneOf([RandGaussianNoised("image", prob=1.0), RandScaleIntensityd("image", factors=0.5, prob=1.0)]),
+                    OneOf(
+                        [
+                            RandGaussianNoised("image", prob=1.0),
+                            RandScaleIntensityd("image", factors=0.5, prob=1.0),
+                        ]
+                    ),
                 ]
             ),
         ]
@@ -78,6 +94,15 @@ def test_workers_make_no_difference(num_workers, persistent):
         assert torch.equal(found, torch.stack(list(images(source).values())))
 
 
+def test_threads_and_a_pickled_dataset_make_no_difference():
+    source = dataset()
+    expected = images(source)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: source[index % 6]["image"].as_tensor(), range(24)))
+    assert all(torch.equal(image, expected[number % 6]) for number, image in enumerate(found))
+    assert equal(images(pickle.loads(pickle.dumps(source))), expected)
+
+
 def test_an_engine_that_tells_the_epoch_at_its_start_gets_that_epochs_items():
     source = dataset()
     loader = DataLoader(source, batch_size=6, num_workers=2)
@@ -94,4 +119,4 @@ def test_the_cached_items_stay_as_they_are():
     source = dataset()
     before = [item["image"].clone() for item in source._cache]
     images(source)
-    assert all(torch.equal(item["image"], kept) for item, kept in zip(source._cache, before))
+    assert all(torch.equal(item["image"], kept) for item, kept in zip(source._cache, before, strict=True))

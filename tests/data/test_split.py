@@ -50,7 +50,9 @@ def test_real_split_follows_the_rule(real_data):
 
 def test_a_case_in_two_sections_leaks(tmp_path):
     msd_folder(tmp_path, case_names(3))
-    (tmp_path / "split.json").write_text('{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}')
+    (tmp_path / "split.json").write_text(
+        '{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}'
+    )
     (leak,) = find_leaks(find_cases(tmp_path))
     assert (leak.level, leak.case, leak.kind) == ("error", "case_01", "leak")
     assert "'train' and in 'test'" in leak.message

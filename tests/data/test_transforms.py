@@ -29,7 +29,9 @@ def test_each_channel_is_normalised_alone_and_a_constant_one_is_zero():
     result = normalise(image)
     assert torch.allclose(result[0], result[1], atol=1e-6)
     assert torch.equal(result[2], torch.zeros(1000))
-    assert result[:2].mean(dim=1).abs().max() < 1e-6 and torch.allclose(result[:2].std(dim=1), torch.ones(2), atol=1e-3)
+    assert result[:2].mean(dim=1).abs().max() < 1e-6 and torch.allclose(
+        result[:2].std(dim=1), torch.ones(2), atol=1e-3
+    )
 
 
 def test_scale_and_one_extreme_voxel_change_next_to_nothing():
@@ -45,7 +47,9 @@ def test_scale_and_one_extreme_voxel_change_next_to_nothing():
 def test_integers_arrays_and_metadata():
     assert normalise(torch.arange(100, dtype=torch.uint8)[None]).dtype == torch.float32
     assert torch.is_tensor(normalise(np.arange(100.0)[None]))
-    image = MetaTensor(torch.rand(1, 4, 4), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])), meta={"note": "kept"})
+    image = MetaTensor(
+        torch.rand(1, 4, 4), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])), meta={"note": "kept"}
+    )
     image.push_applied_operation({"class": "some"})
     result = normalise(image)
     assert isinstance(result, MetaTensor) and result.meta["note"] == "kept"
@@ -78,7 +82,9 @@ def test_spacing_leaves_neighbouring_entries_alone_and_can_be_inverted(tmp_path)
 def test_labels_are_rounded_and_fractions_refused():
     stored = MetaTensor(torch.tensor([[0.0, 0.99999, 2.00001]]), meta={"filename_or_obj": "mask.nii.gz"})
     rounded = RoundLabelsd("label")({"label": stored})["label"]
-    assert torch.equal(rounded.as_tensor(), torch.tensor([[0.0, 1.0, 2.0]])) and isinstance(rounded, MetaTensor)
+    assert torch.equal(rounded.as_tensor(), torch.tensor([[0.0, 1.0, 2.0]])) and isinstance(
+        rounded, MetaTensor
+    )
     whole = torch.tensor([[0, 3]], dtype=torch.uint8)
     assert torch.equal(RoundLabelsd("label")({"label": whole})["label"], whole)
     for value in (0.37, float("nan")):

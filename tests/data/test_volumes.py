@@ -28,7 +28,9 @@ def test_blocks_give_every_voxel_in_order(tmp_path, monkeypatch):
     assert [start for c, start, _ in found if c == 1] == list(range(0, 120, 7))
 
 
-@pytest.mark.parametrize("shape, channels", [((3, 4, 5), 1), ((3, 4, 5, 1), 1), ((3, 4, 5, 2), 2), ((3, 4, 5, 1, 2), 2)])
+@pytest.mark.parametrize(
+    "shape, channels", [((3, 4, 5), 1), ((3, 4, 5, 1), 1), ((3, 4, 5, 2), 2), ((3, 4, 5, 1, 2), 2)]
+)
 def test_shapes_with_further_axes(tmp_path, shape, channels):
     volume, values = read(save(tmp_path / "a.nii", some_image(shape=shape)))
     assert (volume.grid.shape, volume.num_channels, values.size) == ((3, 4, 5), channels, 60 * channels)

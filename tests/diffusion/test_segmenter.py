@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler
+from torch import nn
+
+import shared_components.diffusion.schedules  # noqa: F401  registers the schedule
+from shared_components.diffusion.segmenter import DiffusionSegmenter
+from shared_components.errors import InputError
+from shared_components.networks.cdal_generator import CDALGenerator
+
+
+def scheduler(timesteps: int = 2) -> DDPMScheduler:
+    return DDPMScheduler(timesteps, schedule="vp_few_step")
+
+
+def segmenter(timesteps: int = 2, **options) -> DiffusionSegmenter:
+    torch.manual_seed(0)
+    reach = options.setdefault("num_adjacent_slices", 1)
+    denoiser = CDALGenerator(
+        in_channels=3,
+        condition_channels=2 * reach + 1,
+        channels=(8, 16),
+        attention_levels=(False, False),
+        num_condition_blocks=1,
+        condition_norm_groups=4,
+        latent_dim=6,
+        latent_embedding_dim=8,
+        output_activation="softmax",
+    )
+    for parameter in denoiser.parameters():  # fresh networks return almost a constant
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5)
+    return DiffusionSegmenter(denoiser, scheduler(timesteps), **options).eval()
+
+
+VOLUME = torch.randn(2, 1, 9, 7, 5, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("combine", ["majority", "mean", "staple"])
+def test_result_does_not_depend_on_chunks(combine):
+    whole = segmenter(num_samples=4, combine=combine, max_batch_size=1000)(VOLUME)
+    for size in (1, 3, 7):
+        part = segmenter(num_samples=4, combine=combine, max_batch_size=size)(VOLUME)
+        torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+
+
+def test_result_does_not_depend_on_the_batch():
+    network = segmenter(num_samples=3, combine="mean")
+    whole = network(VOLUME)
+    torch.testing.assert_close(network(VOLUME[1:]), whole[1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(network(VOLUME.flip(0)).flip(0), whole, atol=1e-5, rtol=0)
+
+
+def test_probabilities_sum_to_one_on_the_input_grid():
+    for combine in ("majority", "mean", "staple"):
+        result = segmenter(combine=combine)(VOLUME)
+        assert result.shape == (2, 3, 9, 7, 5) and result.dtype == torch.float32
+        torch.testing.assert_close(result.sum(dim=1), torch.ones(2, 9, 7, 5), atol=1e-5, rtol=0)
+
+
+def test_majority_counts_members():
+    result = segmenter(num_samples=4)(VOLUME)
+    torch.testing.assert_close(result * 4, (result * 4).round(), atol=1e-5, rtol=0)
+    assert 0 < ((result > 0) & (result < 1)).float().mean() < 1
+
+
+def test_seed_changes_the_members():
+    assert not torch.equal(segmenter(seed=0, combine="mean")(VOLUME), segmenter(seed=1, combine="mean")(VOLUME))
+
+
+def test_more_members_keep_the_first_ones():
+    """Twice the mean of two members less the first is the second: probabilities again."""
+    one, two = (segmenter(num_samples=n, combine="mean", max_batch_size=1000)(VOLUME) for n in (1, 2))
+    second = 2 * two - one
+    assert second.min() > -1e-4 and second.max() < 1 + 1e-4
+    torch.testing.assert_close(second.sum(dim=1), torch.ones(2, 9, 7, 5), atol=1e-4, rtol=0)
+
+
+def test_train_mode_draws_fresh_noise_and_eval_does_not():
+    network = segmenter(combine="mean")
+    assert torch.equal(network(VOLUME), network(VOLUME))
+    network.train()
+    assert not torch.equal(network(VOLUME), network(VOLUME))
+
+
+def test_single_step_returns_the_denoiser_at_the_last_timestep():
+    network = segmenter(timesteps=4, num_inference_steps=1, num_samples=1, combine="mean", num_adjacent_slices=0)
+    image = VOLUME[:, :, :8, :6, 0]
+    result = network(image)
+    zero = torch.zeros(2, dtype=torch.long)
+    noisy = network._noise(0, zero, zero, 3, (8, 6))
+    latent = network._noise(1, zero, zero, 6, (1, 1)).flatten(1)
+    clean = network.denoiser(noisy, torch.full((2,), 3), image, latent)
+    torch.testing.assert_close(result, (clean + 1) / 2, atol=1e-5, rtol=0)
+
+
+def test_scripted_network_equals_the_eager_one():
+    for combine in ("majority", "staple"):
+        network = segmenter(num_samples=3, combine=combine)
+        scripted = torch.jit.script(network)
+        torch.testing.assert_close(scripted(VOLUME), network(VOLUME), atol=1e-5, rtol=0)
+
+
+def test_weights_of_another_schedule_are_refused():
+    with pytest.raises(RuntimeError, match="noise schedule of 4 steps .* has 2"):
+        segmenter(timesteps=2).load_state_dict(segmenter(timesteps=4).state_dict())
+
+
+def test_state_does_not_depend_on_how_it_samples():
+    few, many = segmenter(timesteps=4, num_inference_steps=1, num_samples=1), segmenter(timesteps=4, combine="mean")
+    few.load_state_dict(many.state_dict())
+    assert list(few.state_dict()) == list(many.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, not 0"),
+        ({"num_samples": 2.5}, "not 2.5"),
+        ({"combine": "vote"}, "majority, mean, staple, not 'vote'"),
+        ({"num_inference_steps": 3}, r"1\.\.2 .*, not 3"),
+        ({"num_inference_steps": -1}, r"1\.\.2 .*, not -1"),
+        ({"sampler": "euler"}, "ddpm, ddim"),
+    ],
+)
+def test_nonsense_is_refused_with_the_choices(options, message):
+    with pytest.raises(InputError, match=message):
+        segmenter(**options)
