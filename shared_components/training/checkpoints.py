@@ -67,6 +67,13 @@ class TrainingState:
     def _start(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             self._claim()
+        try:
+            self._begin(engine)
+        except InputError:
+            self._release(engine)
+            raise
+
+    def _begin(self, engine: Engine) -> None:
         if self.resume:
             self.load(engine)
         elif self.path.exists() and not self.overwrite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,17 @@ def load_safely(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected saved weights, check the path")
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: holds more than tensors and was not loaded; save a plain state dict") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: truncated or corrupt; use an intact copy of the file") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums that torch writes and does not read; files of the old format have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile(f"{path}: wrong checksum")

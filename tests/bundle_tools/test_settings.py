@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from shared_components.bundle_tools.settings import check_settings, default_output_dir, report_failures
+from shared_components.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def keep_the_hook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number of at least 1"),
+        ({"max_epochs": 1.5}, "max_epochs is 1.5"),
+        ({"combine": "vote"}, "combine is 'vote'; expected one of majority, mean, staple"),
+        ({"amp": "yes"}, "amp is 'yes'; expected True or False"),
+        ({"learning_rate": 0}, "learning_rate is 0; expected a positive number"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"dataset_dir": "nowhere"}, "dataset_dir nowhere: no such folder"),
+        ({"ckpt_path": "nowhere.pt"}, "ckpt_path nowhere.pt: no such file"),
+        ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda or cuda:N"),
+        ({"output_dir": "/proc/1/x"}, "output_dir /proc/1/x: .* cannot be written"),
+    ],
+)
+def test_wrong_values_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_cuda_is_named():
+    with pytest.raises(InputError, match="device is 'cuda:0'.*0 CUDA devices; give --device cpu"):
+        check_settings(device="cuda:0")
+
+
+def test_right_values_pass(tmp_path):
+    check_settings(
+        dataset_dir=tmp_path, output_dir=tmp_path / "a" / "b", device="cpu", amp=False, seed=0, num_inference_steps=None
+    )
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("option", ["--max_epoch", "--max_epoch=3"])
+def test_misspelt_option_gets_the_nearest_name(monkeypatch, option):
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--config_file", "c.json", option, "3"])
+    with pytest.raises(InputError, match="--max_epoch: no such option; did you mean --max_epochs"):
+        check_settings(max_epochs=3)
+
+
+def test_nested_overrides_and_monais_own_options_pass(monkeypatch):
+    arguments = ["run", "--config_file", "c.json", "--train#dataloader#num_workers", "1", "--logging_file=x"]
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
+    check_settings(max_epochs=3)
+
+
+def test_output_folder_is_named_after_the_data(tmp_path):
+    assert default_output_dir("b", None).endswith("b/output/phantoms")
+    assert default_output_dir("b", tmp_path / "Task04_Hippocampus").endswith("output/Task04_Hippocampus")
+
+
+def test_failures_end_the_run():
+    report_failures([])
+    with pytest.raises(InputError, match="2 cases could not be processed: a | b"):
+        report_failures(["a", "b"])
