@@ -30,7 +30,8 @@ class TrainingState:
 
     Args:
         output_dir: where the state is kept.
-        objects: name to object with ``state_dict`` and ``load_state_dict``: networks, optimizers, schedules, EMA.
+        objects: name to object with ``state_dict`` and ``load_state_dict``: networks, optimizers, schedules, EMA;
+            ``None`` is left out.
         settings: what must not change between a run and its continuation, name to plain value.
         evaluator: the validation's evaluator, which knows the best metric.
         resume: go on from the saved state.
@@ -51,7 +52,7 @@ class TrainingState:
         overwrite: bool = False,
     ) -> None:
         self.path = Path(output_dir) / STATE_FILE
-        self.objects = dict(objects)
+        self.objects = {name: item for name, item in objects.items() if item is not None}
         self.settings = dict(settings or {})
         self.evaluator = evaluator
         self.resume = resume
