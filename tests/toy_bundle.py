@@ -61,7 +61,7 @@ COMMON: dict[str, Any] = {
 INFERENCE: dict[str, Any] = {
     **COMMON,
     "keys": ["image"],
-    "displayable_configs": {"overlap": 0.25},
+    "displayable_configs": {"overlap": 0.25, "num_samples": 2},
     "preprocessing": {"_target_": "Compose", "transforms": LOAD},
     "dataset": {
         "_target_": "Dataset",
@@ -71,6 +71,7 @@ INFERENCE: dict[str, Any] = {
     "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
     "inferer": {
         "_target_": "SlidingWindowInferer", "roi_size": [16] * 3, "overlap": "@displayable_configs#overlap",
+        "sw_batch_size": "$4 // @displayable_configs#num_samples",  # an option that must not be 0
     },
     "postprocessing": {
         "_target_": "Compose",

@@ -197,6 +197,15 @@ def check_log(server: Server, findings: Findings) -> None:
     findings.require(not mismatch, f"the weights are not this network's: {mismatch[:1]}")
 
 
+def check_option(name: str, server: Server, findings: Findings) -> None:
+    """The server builds the network once: an option reaches it only where the inferer hands it on."""
+    try:
+        server.infer(case="case_0", params=f'{{"{name}": 0}}')
+    except (requests.HTTPError, requests.Timeout):
+        return
+    findings.require(False, f"the user's option '{name}' is not read: the value 0 was accepted")
+
+
 def check_inference(
     answers: Answers, image: Path, label: Path | None, least_agreement: float, findings: Findings
 ) -> None:
@@ -210,6 +219,7 @@ def check_inference(
         findings.require(False, f"output=json: {error}")
     if "num_samples" in answers.server.info()["models"][answers.server.name].get("config", {}):
         answers.get("inference with one member", image, case="case_0", params='{"num_samples": 1}')
+        check_option("num_samples", answers.server, findings)
     if by_id is not None:
         check_reorientation(answers, image, by_id, least_agreement, findings)
 

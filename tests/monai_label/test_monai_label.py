@@ -94,6 +94,12 @@ def with_stock_spacing() -> dict[str, Any]:
     return {"preprocessing": changed}
 
 
+def with_unread_option() -> dict[str, Any]:
+    changed = deepcopy(INFERENCE["inferer"])
+    changed["sw_batch_size"] = 2
+    return {"inferer": changed}
+
+
 def without_labels() -> dict[str, Any]:
     changed = deepcopy(METADATA["network_data_format"])
     del changed["outputs"]["pred"]["channel_def"]
@@ -105,6 +111,7 @@ BAD_TO_SERVE = {
     "a flipped mask": ({"inference": without_inversion()}, "is Invertd missing?"),
     "no labels": ({"metadata": without_labels()}, "/info gives no labels"),
     "an absent package": ({"inference": ABSENT}, "inference by datastore id: POST /infer/ball: HTTP 500"),
+    "an option that nothing reads": ({"inference": with_unread_option()}, "option 'num_samples' is not read"),
     "a stock Spacingd": ({"inference": with_stock_spacing()}, "POST /infer/ball: HTTP 500"),
 }
 BAD_TO_TRAIN = {
