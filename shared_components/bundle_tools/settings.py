@@ -128,8 +128,11 @@ def bfloat16_pays() -> bool:
 
 
 def in_monai_label() -> bool:
-    """Whether MONAI Label is what runs the bundle; there, trained weights belong in the bundle's ``models``."""
-    return "monailabel" in sys.modules
+    """Whether MONAI Label is what runs the bundle; there, trained weights belong in the bundle's ``models``.
+
+    MONAI Label trains in its own process, or through ``torchrun`` with a configuration of its own name.
+    """
+    return "monailabel" in sys.modules or any("monailabel_train.json" in argument for argument in sys.argv)
 
 
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
