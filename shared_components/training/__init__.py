@@ -1,7 +1,7 @@
 """Running a training so that it can be trusted: seeds, checkpoints, guards, progress."""
 
 from shared_components.training.checkpoints import BestWeights, LoadWeights, TrainingState
-from shared_components.training.ema import WarmedEMAHandler
+from shared_components.training.ema import WarmedEMAHandler, shared_handler
 from shared_components.training.guards import StopOnNonFinite
 from shared_components.training.progress import RunProgress
 from shared_components.training.seeding import EpochSeeder
@@ -14,4 +14,5 @@ __all__ = [
     "StopOnNonFinite",
     "TrainingState",
     "WarmedEMAHandler",
+    "shared_handler",
 ]
