@@ -11,10 +11,10 @@ from torch import nn
 class WarmedEMAHandler(EMAHandler):
     """ignite's `EMAHandler` whose average starts from trained weights, not from the random ones.
 
-    At the n-th iteration the average moves by max(momentum, 1 / n) towards the weights with ``warm_up``, a plain mean
-    of all weights so far until the moving average is the slower of the two. Without it, the first iteration copies
-    the weights and every later one moves by ``momentum``, as in the published cDAL. Weights loaded into the network
-    when the run starts are taken over into the average.
+    With ``warm_up`` the average moves by max(momentum, 10 / (n + 9)) towards the weights at the n-th iteration: it
+    copies the first, then remembers about a tenth of the run until ``momentum`` is the slower of the two. Without it, the
+    first iteration copies the weights and every later one moves by ``momentum``, as in the published cDAL. Weights
+    loaded into the network when the run starts are taken over into the average.
 
     Args:
         model: the network being trained.
@@ -38,7 +38,8 @@ class WarmedEMAHandler(EMAHandler):
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
         count = engine.state.iteration
-        momentum = max(self.momentum, 1 / count) if self.warm_up or count == 1 else self.momentum
+        warm = 10 / (count + 9) if self.warm_up or count == 1 else 0.0
+        momentum = max(self.momentum, warm)
         averages = list(self.ema_model.parameters())
         torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], momentum)
         for average, buffer in zip(self.ema_model.buffers(), self.model.buffers()):

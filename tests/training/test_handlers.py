@@ -55,13 +55,14 @@ def test_published_average_copies_first_then_decays():
     assert seen == pytest.approx([0.116667, 0.106667], abs=1e-6)
 
 
-def test_warm_up_is_the_mean_of_all_weights_so_far():
+def test_warm_up_forgets_early_weights():
     model = nn.Linear(1, 1, bias=False)
     handler = WarmedEMAHandler(model, momentum=0.01)
     engine = engine_of(lambda e, b: nn.init.constant_(model.weight, b))
     handler.attach(engine)
     engine.run([1.0, 2.0, 6.0])
-    assert handler.ema_model.weight.item() == pytest.approx(3.0)
+    second = 1 + 10 / 11 * (2 - 1)
+    assert handler.ema_model.weight.item() == pytest.approx(second + 10 / 12 * (6 - second))
 
 
 def test_average_takes_over_loaded_weights():
