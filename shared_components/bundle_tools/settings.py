@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 
 from shared_components.ensembling.combine import COMBINE_CHOICES
 from shared_components.errors import InputError, install_one_line_errors
@@ -103,14 +105,14 @@ def _check_writable(output_dir: str | os.PathLike | None) -> None:
         raise InputError(f"output_dir {output_dir}: {existing} cannot be written to; choose another --output_dir")
 
 
-def _check_names(known: Iterable[str]) -> None:
+def _check_names(options: Iterable[str]) -> None:
     """Compare the options of ``python -m monai.bundle run`` with the configuration's keys.
 
     MONAI adds an unknown option to the configuration, where nothing reads it: a misspelt one would be lost.
     """
     if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
         return
-    known = {*known, *_RUN_OPTIONS}
+    known = {*options, *_RUN_OPTIONS, *_configuration_keys(sys.argv)}
     for argument in sys.argv[1:]:
         match = re.match(r"--?([A-Za-z_][\w-]*)(=|$)", argument)
         if match is None:
@@ -118,8 +120,20 @@ def _check_names(known: Iterable[str]) -> None:
         name = match.group(1).replace("-", "_")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(known - _RUN_OPTIONS))}"
+            hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(options))}"
             raise InputError(f"--{name}: no such option; {hint}")
+
+
+def _configuration_keys(arguments: list[str]) -> set[str]:
+    """Return the top-level keys of the files that ``--config_file`` names, read as MONAI's command line reads it."""
+    keys: set[str] = set()
+    for option, following in zip(arguments, [*arguments[1:], ""]):
+        name, _, value = option.partition("=")
+        if name.lstrip("-") == "config_file":
+            files = DefaultParseValue(value or following)
+            files = files.split(",") if isinstance(files, str) else files
+            keys.update(ConfigParser.load_config_files([file for file in files if Path(file).is_file()]))
+    return keys
 
 
 def bfloat16_pays() -> bool:

@@ -36,6 +36,8 @@ class DiffusionSegmenter(nn.Module):
         combine: ``majority``, ``mean`` or ``staple`` (`shared_components.ensembling.combine_members`).
         sampler: ``ddpm`` (the posterior; cDAL's) or ``ddim``.
         num_adjacent_slices: neighbours on each side of a slice that the denoiser's condition holds; volumes only.
+        mirror_members: every second member sees the slices mirrored along their first axis and is mirrored back, for
+            structures of either side of the body and a denoiser trained with such flips.
         max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
         seed: of the noise in eval mode.
 
@@ -52,6 +54,7 @@ class DiffusionSegmenter(nn.Module):
         combine: str = "majority",
         sampler: str = "ddpm",
         num_adjacent_slices: int = 0,
+        mirror_members: bool = False,
         max_batch_size: int = 64,
         seed: int = 0,
     ) -> None:
@@ -70,6 +73,7 @@ class DiffusionSegmenter(nn.Module):
         self.num_samples = num_samples
         self.combine = combine
         self.num_adjacent_slices = num_adjacent_slices
+        self.mirror_members = mirror_members
         self.max_batch_size = max_batch_size
         self.seed = seed
         self.num_classes: int = denoiser.in_channels
@@ -116,22 +120,22 @@ class DiffusionSegmenter(nn.Module):
     def _members(self, condition: Tensor, position: Tensor) -> Tensor:
         """Class probabilities (M, N, C, H, W) of all members for N slices (N, K, H, W)."""
         count = condition.shape[0]
-        features = self.denoiser.encode_condition(condition)
+        seen = torch.stack([condition, condition.flip(2)]) if self.mirror_members else condition.unsqueeze(0)
+        features = torch.stack([self.denoiser.encode_condition(view) for view in seen])
         at_once = max(1, self.max_batch_size // count)
         parts: List[Tensor] = []
         for first in range(0, self.num_samples, at_once):
-            members = min(at_once, self.num_samples - first)
-            member = torch.arange(first, first + members, device=condition.device).repeat_interleave(count)
+            member = torch.arange(first, min(first + at_once, self.num_samples), device=condition.device)
+            view = member % seen.shape[0]
             clean = self._reverse_process(
-                condition.repeat(members, 1, 1, 1),
-                features.repeat(members, 1, 1, 1),
-                member,
-                position.repeat(members),
-            )
+                seen[view].flatten(0, 1),
+                features[view].flatten(0, 1),
+                member.repeat_interleave(count),
+                position.repeat(member.shape[0]),
+            ).unflatten(0, [member.shape[0], count])
+            clean = torch.where((view == 1).reshape(-1, 1, 1, 1, 1), clean.flip(3), clean)
             positive = ((clean.float() + 1) / 2).clamp(min=1e-6)
-            probability = positive / positive.sum(dim=1, keepdim=True)
-            height, width = probability.shape[2], probability.shape[3]
-            parts.append(probability.reshape(members, count, self.num_classes, height, width))
+            parts.append(positive / positive.sum(dim=2, keepdim=True))
         return torch.cat(parts)
 
     def _reverse_process(self, condition: Tensor, features: Tensor, member: Tensor, position: Tensor) -> Tensor:

@@ -157,6 +157,8 @@ class SaveOverlays:
         label_key: key of the reference, if there is one.
         uncertainty_key: key of the (1, *spatial) uncertainty in [0, 1], if there is one.
         overwrite: whether pictures of an earlier run may be replaced.
+        also_claims: names, with wildcards, of what else the run writes to ``output_dir``, such as label maps by
+            `SaveImaged`, which replaces files without asking; where one is there the run is refused alike.
     """
 
     def __init__(
@@ -168,12 +170,14 @@ class SaveOverlays:
         label_key: str = "label",
         uncertainty_key: str = "uncertainty",
         overwrite: bool = False,
+        also_claims: Sequence[str] = (),
     ) -> None:
         self.output_dir = Path(output_dir)
         self.label_names = label_names
         self.image_key, self.pred_key = image_key, pred_key
         self.label_key, self.uncertainty_key = label_key, uncertainty_key
         self.overwrite = overwrite
+        self.claims = ["*_overlay.png", *also_claims]
         self._written: dict[CaseKey, Path] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -183,7 +187,7 @@ class SaveOverlays:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        _claim(self, ["*_overlay.png"])
+        _claim(self, self.claims)
         self._written = {}
 
     def __call__(self, engine: Engine) -> None:

@@ -174,6 +174,8 @@ class BestWeights:
 class LoadWeights:
     """Load a flat state dict into a network when a run starts, strictly.
 
+    Of several processes none reads before all are here: the first may still be writing the file (`BestWeights`).
+
     Args:
         path: of the file.
         network: whose weights they are.
@@ -193,6 +195,7 @@ class LoadWeights:
         Raises:
             InputError: no such file, corrupt, or weights of another network; the message names what differs.
         """
+        idist.barrier()
         weights = load_safely(self.path)
         if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
             raise InputError(f"{self.path}: not a flat state dict of tensors; expected a file such as models/model.pt")

@@ -40,9 +40,10 @@ VOLUME = torch.randn(2, 1, 9, 7, 5, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize("combine", ["majority", "mean", "staple"])
 def test_result_does_not_depend_on_chunks(combine):
-    whole = segmenter(num_samples=4, combine=combine, max_batch_size=1000)(VOLUME)
+    options = {"num_samples": 4, "combine": combine, "mirror_members": True}
+    whole = segmenter(max_batch_size=1000, **options)(VOLUME)
     for size in (1, 3, 7):
-        part = segmenter(num_samples=4, combine=combine, max_batch_size=size)(VOLUME)
+        part = segmenter(max_batch_size=size, **options)(VOLUME)
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
 
 
@@ -78,6 +79,16 @@ def test_more_members_keep_the_first_ones():
     torch.testing.assert_close(second.sum(dim=1), torch.ones(2, 9, 7, 5), atol=1e-4, rtol=0)
 
 
+def test_mirrored_members_are_mirrored_back():
+    """Two members of a mirrored image are the two of the image with the views exchanged: same mean, if noise agrees."""
+    network = segmenter(num_samples=2, combine="mean", mirror_members=True, num_adjacent_slices=0)
+    image = VOLUME[:, :, :8, :6, 0]
+    network._noise = lambda draw, member, position, channels, size: torch.zeros(len(member), channels, *size)
+    torch.testing.assert_close(network(image.flip(2)).flip(2), network(image), atol=1e-5, rtol=0)
+    network.mirror_members = False
+    assert not torch.allclose(network(image.flip(2)).flip(2), network(image), atol=1e-3)
+
+
 def test_train_mode_draws_fresh_noise_and_eval_does_not():
     network = segmenter(combine="mean")
     assert torch.equal(network(VOLUME), network(VOLUME))
@@ -98,7 +109,7 @@ def test_single_step_returns_the_denoiser_at_the_last_timestep():
 
 def test_scripted_network_equals_the_eager_one():
     for combine in ("majority", "staple"):
-        network = segmenter(num_samples=3, combine=combine)
+        network = segmenter(num_samples=3, combine=combine, mirror_members=combine == "staple")
         scripted = torch.jit.script(network)
         torch.testing.assert_close(scripted(VOLUME), network(VOLUME), atol=1e-5, rtol=0)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-START_LIMIT, INFER_LIMIT, TRAIN_LIMIT = 120, 300, 1500  # seconds
+START_LIMIT, INFER_LIMIT, TRAIN_LIMIT = 600, 600, 1800  # seconds; a busy machine takes most of them
 
 
 class Unusable(Exception):

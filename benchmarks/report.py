@@ -1,0 +1,178 @@
+"""One JSON file and one Markdown table; a row that was never run says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared_components.reporting.files import write_atomically
+
+CONTENTS = {
+    "a1": "fp32 training step G + D + EMA, prepared batches",
+    "a1b": "the same as configured: bfloat16 autocast",
+    "a1e": "training step and its data, end to end",
+    "a2": "volume inference, same windows, votes and noise",
+    "a3": "volume inference, windows in the plane of true slices",
+    "a4": "volume inference, whole padded slices",
+    "d": "STAPLE on vote patterns",
+    "e": "training transforms, epochs 2 and later",
+    "h": "optimiser and EMA step",
+    "o1": "whole slices with bfloat16 autocast",
+    "o2": "whole slices with channels_last",
+    "o3": "whole slices with torch.compile",
+}
+CPU_ONLY = {"d", "e"}
+PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")
+
+
+def environment(device: str, seed: int) -> dict[str, Any]:
+    """What a row was measured on: machine, versions, commit."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "seed": seed,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the working tree, with ``+changes`` where it differs from it; ``None`` without git."""
+    root = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        tracked = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if tracked else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Results:
+    """The results in a folder; rows measured again replace the old ones, the others stay.
+
+    Args:
+        folder: of ``results.json`` and ``results.md``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "results.json"
+        empty: dict[str, list] = {"rows": [], "sweeps": []}
+        self.content = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else empty
+
+    def add(self, kind: str, record: dict[str, Any], found_on: dict[str, Any]) -> None:
+        """Take one row or sweep over and write both files."""
+        same = _identity(record)
+        kept = [old for old in self.content[kind] if _identity(old) != same]
+        self.content[kind] = sorted([*kept, {**record, "environment": found_on}], key=_identity)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_atomically(self.folder / "results.md", markdown(self.content))
+
+
+def _identity(record: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(record.get(key, "")) for key in ("name", "axis", "content", "opponent", "device"))
+
+
+def markdown(content: dict[str, list]) -> str:
+    """The table of all rows, then the sweeps, then what they were measured on."""
+    environments: list[dict[str, Any]] = []
+    lines = [
+        "Opponent time / project time, above 1 where the project is faster: ratio of the medians, with the range of "
+        "the single pairs.",
+        "",
+        "| row | device | content | opponent | ratio (range) | opponent s | project s | peak MB | gate | run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for device in ("cpu", "cuda"):
+        for name, text in CONTENTS.items():
+            if device == "cuda" and name in CPU_ONLY:
+                continue
+            rows = [row for row in content["rows"] if row["name"] == name and row["device"] == device]
+            lines += [_line(row, _number(environments, row["environment"])) for row in rows]
+            if not rows:
+                lines.append(f"| {name} | {device} | {text} | | not run | | | | not run | |")
+    for sweep in content["sweeps"]:
+        lines += ["", *_sweep_lines(sweep, _number(environments, sweep["environment"]))]
+    lines += ["", "Measured on:", ""]
+    lines += [f"{index}. {describe(item)}" for index, item in enumerate(environments, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def _number(environments: list[dict[str, Any]], item: dict[str, Any]) -> int:
+    if item not in environments:
+        environments.append(item)
+    return environments.index(item) + 1
+
+
+def describe(item: dict[str, Any]) -> str:
+    """One line about a machine and its versions."""
+    packages = ", ".join(f"{name} {number}" for name, number in item["packages"].items() if number)
+    gpu = f", {item['gpu']}" if item["gpu"] else ""
+    return (
+        f"{item['processor']}{gpu}, {item['cores']} cores, {item['threads']} threads used; Python {item['python']}, "
+        f"{packages}; commit {item['commit'] or 'unknown'}, seed {item['seed']}, {item['date']}"
+    )
+
+
+def _line(row: dict[str, Any], run: int) -> str:
+    start = f"| {row['name']} | {row['device']} | {row['content']}{_kind(row)} | {row['opponent']} |"
+    gate, ratio = row["gate"], row["ratio"]
+    if ratio is None:
+        return f"{start} none: the gate failed | | | | FAILED: {gate['text']} | {run} |"
+    peaks = " / ".join("-" if mb is None else f"{mb:.0f}" for mb in row["peak_mb"])
+    return (
+        f"{start} **{ratio['ratio']:.2f}** ({ratio['low']:.2f} to {ratio['high']:.2f}) | {ratio['opponent_s']:.4g} | "
+        f"{ratio['project_s']:.4g} | {peaks} | {gate['text']} | {run} |"
+    )
+
+
+def _kind(row: dict[str, Any]) -> str:
+    shown = ("kind", "volumes", "members", "steps", "max_batch_size", "precision", "weights", "batch")
+    parts = [f"{key} {row['details'][key]}" for key in shown if key in row["details"]]
+    if "limit" in row["details"]:
+        parts.append(f"{row['details']['limit']['share']:.0%} of the speed of a matrix product")
+    if row.get("first"):
+        parts.append(f"first call {row['first'][0]:.3g} / {row['first'][1]:.3g} s")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _sweep_lines(sweep: dict[str, Any], run: int) -> list[str]:
+    peaks = ["-" if mb is None else f"{mb:.0f}" for mb in sweep["peak_mb"]]
+    return [
+        f"| {sweep['axis']} ({sweep['device']}, run {run}) | " + " | ".join(map(str, sweep["points"])) + " |",
+        "|---" * (len(sweep["points"]) + 1) + "|",
+        "| s per volume | " + " | ".join(f"{value:.3g}" for value in sweep["median_s"]) + " |",
+        "| peak MB | " + " | ".join(peaks) + " |",
+        "",
+        f"Line: {sweep['slope_s']:.3g} s each + {sweep['intercept_s']:.3g} s; largest misfit {sweep['misfit']:.0%}.",
+    ]

@@ -1,0 +1,100 @@
+"""Measure rows of the benchmark table: ``python benchmarks/run.py --rows a4,d --output benchmarks/results/NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402  (after the number of threads is set)
+
+from benchmarks import rows_inference, rows_training  # noqa: E402
+from benchmarks.harness import Row  # noqa: E402
+from benchmarks.report import Results, environment  # noqa: E402
+from benchmarks.rows_staple import staple_rows  # noqa: E402
+from benchmarks.subject import Subject  # noqa: E402
+from benchmarks.sweeps import sweeps  # noqa: E402
+from shared_components.errors import InputError, install_one_line_errors  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def _one(function: Callable[[Subject], Row]) -> Callable[[Subject], Iterator[Row]]:
+    return lambda subject: iter([function(subject)])
+
+
+ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
+    "a1": rows_training.training_step,
+    "a2": _one(rows_inference.exact_volumes),
+    "a3": _one(rows_inference.true_slices),
+    "a4": _one(rows_inference.whole_slices),
+    "d": lambda subject: staple_rows(subject.pairs, subject.seed),
+    "e": _one(rows_training.loading),
+    "h": _one(rows_training.optimiser_step),
+    "options": rows_inference.options,
+}
+SWEEPS = "sweeps"
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    known = [*ROWS, SWEEPS]
+    parser.add_argument("--rows", default=",".join(known), help="which of them, separated by commas")
+    parser.add_argument("--weights", type=Path, help="trained weights; random ones without, and no Dice gate passes")
+    parser.add_argument("--dataset_dir", type=Path, help="data set in MSD layout; phantoms without")
+    parser.add_argument("--output", type=Path, required=True, help="folder of results.json and results.md")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--pairs", type=int, default=3, help="interleaved pairs of timings")
+    parser.add_argument("--volumes", type=int, default=2, help="test volumes in a timing of inference")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile as well, which takes minutes")
+    chosen = parser.parse_args(argv)
+    chosen.rows = [name for name in chosen.rows.split(",") if name]
+    unknown = [name for name in chosen.rows if name not in known]
+    if unknown:
+        raise InputError(f"--rows {','.join(unknown)}: no such row; known are {', '.join(known)}")
+    for name in ("weights", "dataset_dir"):
+        if getattr(chosen, name) is not None and not getattr(chosen, name).exists():
+            raise InputError(f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA device; its rows stay 'not run'")
+    if chosen.pairs < 1 or chosen.volumes < 1 or chosen.threads < 1:
+        raise InputError("--pairs, --volumes and --threads: expected whole numbers of at least 1")
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the rows asked for; every finished one is on disk before the next begins."""
+    install_one_line_errors()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = arguments(argv)
+    torch.set_num_threads(chosen.threads)
+    results = Results(chosen.output)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        subject = Subject(
+            Path(folder), chosen.weights, chosen.dataset_dir, chosen.device, chosen.pairs, chosen.volumes, chosen.seed,
+            chosen.compile,
+        )  # fmt: skip
+        found_on = environment(chosen.device, chosen.seed)
+        for name in chosen.rows:
+            if name == SWEEPS:
+                for sweep in sweeps(subject):
+                    results.add("sweeps", sweep, found_on)
+                continue
+            for row in ROWS[name](subject):
+                results.add("rows", row.record(), found_on)
+                ratio = row.ratio()
+                logger.info("%s: %s (%s)", row.name, ratio and f"{ratio['ratio']:.2f}", row.gate.text)
+
+
+if __name__ == "__main__":
+    main()

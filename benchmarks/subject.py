@@ -1,0 +1,131 @@
+"""What is benchmarked: the bundle's own configuration, its weights and its cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
+from torch import Tensor, nn
+
+from shared_components.data.datalists import datalist
+from shared_components.data.phantoms import make_phantoms
+from shared_components.training.checkpoints import LoadWeights
+
+BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "cdal_hippocampus"
+
+
+@dataclass(eq=False)
+class Subject:
+    """The default configuration of a bundle with weights and data.
+
+    Attributes:
+        work_dir: for phantoms, which stand in for an absent data set.
+        weights: of the network; random ones (under which no Dice gate can pass) where the file is absent.
+        dataset_dir: MSD layout; phantoms where ``None``.
+        device: ``cpu`` or ``cuda``.
+        pairs: interleaved pairs to time.
+        volumes: how many test cases the timings of whole volumes use.
+        seed: of random weights and of the training step's draws.
+        compile: also measure `torch.compile`, which takes minutes to compile.
+        num_phantoms: how many to make; 160 have the 40 test cases that the Dice gate asks for.
+        overrides: of the training configuration, for tests.
+    """
+
+    work_dir: Path
+    weights: Path | None = None
+    dataset_dir: Path | None = None
+    device: str = "cpu"
+    pairs: int = 3
+    volumes: int = 2
+    seed: int = 0
+    compile: bool = False
+    num_phantoms: int = 160
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, **overrides: Any) -> ConfigParser:
+        """Parse the training configuration afresh: every call makes new networks and optimisers."""
+        parser = ConfigParser()
+        parser.read_config(str(BUNDLE / "configs" / "train.json"))
+        settings = {
+            "bundle_root": str(BUNDLE),
+            "dataset_dir": str(self.data_folder),
+            "output_dir": str(self.work_dir),
+            "device": self.device,
+            "seed": self.seed,
+        }
+        for name, value in {**settings, **self.overrides, **overrides}.items():
+            parser[name] = value
+        return parser
+
+    @cached_property
+    def data_folder(self) -> Path:
+        """Folder of the cases."""
+        if self.dataset_dir is not None:
+            return Path(self.dataset_dir).absolute()
+        return make_phantoms(self.work_dir / "phantoms", num_cases=self.num_phantoms)
+
+    @property
+    def data_name(self) -> str:
+        """What the cases are, for the table."""
+        return "phantoms: no data set was given" if self.dataset_dir is None else self.data_folder.name
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether trained weights were given and exist."""
+        return self.weights is not None and Path(self.weights).is_file()
+
+    def segmenter(self, **settings: Any) -> nn.Module:
+        """The bundle's network in eval mode, with ``settings`` of `DiffusionSegmenter` replaced."""
+        parser = self.config(**{f"network_def#{name}": value for name, value in settings.items()})
+        torch.manual_seed(self.seed)
+        network = parser.get_parsed_content("network")
+        if self.has_weights:
+            LoadWeights(self.weights, network)()
+        else:
+            randomise(network)
+        return network.eval()
+
+    def batches(self, count: int) -> list[dict[str, Tensor]]:
+        """The first training batches, augmented, as the trainer gets them."""
+        size = int(self.config()["batch_size"])
+        dataset = self.training_data(count * size)
+        return [
+            {key: batch[key].as_tensor() for key in ("image", "label")}
+            for batch in islice(DataLoader(dataset, batch_size=size, shuffle=False), count)
+        ]
+
+    def training_data(self, cases: int) -> Dataset:
+        """The configuration's training dataset of the first ``cases`` cases, all of them if there are fewer."""
+        labels = self.config().get_parsed_content("labels")
+        chosen = datalist(self.data_folder, "train", labels)[:cases]
+        return self.config(**{"train#dataset#data": chosen}).get_parsed_content("train#dataset")
+
+    @cached_property
+    def test_items(self) -> list[dict[str, str]]:
+        """Image and label files of the test section."""
+        return datalist(self.data_folder, "test", self.config().get_parsed_content("labels"))
+
+    def volume(self, index: int, label: bool = False) -> tuple[Tensor, Tensor | None]:
+        """One preprocessed test image (1, K, H, W, D) and, if asked for, its label map on the same grid (1, H, W, D)."""
+        keys = ["image", "label"] if label else ["image"]
+        item = self._preprocessing({key: self.test_items[index][key] for key in ("image", "label")})
+        values = [item[key].as_tensor().to(self.device) for key in keys]
+        return values[0][None].float(), values[1] if label else None
+
+    @cached_property
+    def _preprocessing(self) -> Compose:
+        return Compose(self.config().get_parsed_content("train#deterministic_transforms"))
+
+
+def randomise(network: nn.Module) -> None:
+    """Draw weights of normal size: those of a new network are almost zero, which would hide differences."""
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

@@ -1,0 +1,73 @@
+"""How the cost of whole-volume inference grows: members, steps, depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import SimpleInferer
+from torch import Tensor
+
+from benchmarks.harness import peak_memory, timed
+from benchmarks.rows_inference import inference_of
+from benchmarks.subject import Subject
+
+MEMBERS = (1, 2, 5, 10)
+STEPS = (1, 2)
+DEPTHS = (16, 32, 48, 64)
+IN_PLANE = (40, 56)
+
+
+def sweeps(subject: Subject, members=MEMBERS, steps=STEPS, depths=DEPTHS) -> list[dict[str, Any]]:
+    """Time the three axes on random volumes; inference costs the same whatever they show."""
+    volume = _volume(subject, 32)
+
+    def over(setting: str) -> Callable[[int], tuple[Callable, Tensor]]:
+        return lambda value: (inference_of(SimpleInferer(), subject.segmenter(**{setting: value})), volume)
+
+    whole = inference_of(SimpleInferer(), subject.segmenter())
+    return [
+        sweep(subject, "members", members, over("num_samples")),
+        sweep(subject, "steps", steps, over("num_inference_steps")),
+        sweep(subject, "depth", depths, lambda depth: (whole, _volume(subject, depth))),
+    ]
+
+
+def sweep(subject: Subject, axis: str, points, case: Callable[[int], tuple[Callable, Tensor]]) -> dict[str, Any]:
+    """Time one axis, its points interleaved, and fit a straight line through the medians.
+
+    Returns:
+        ``axis``, ``points``, ``samples`` (seconds, point by point), ``median_s``, ``peak_mb``, and of the line
+        ``slope_s`` and ``intercept_s`` with ``misfit``, the largest relative distance of a point from it.
+    """
+    cases = [case(point) for point in points]
+    peaks = []
+    for predict, volume in cases:
+        with peak_memory(subject.device) as peak:
+            predict(volume)
+        peaks.append(peak["mb"])
+    samples: list[list[float]] = [[] for _ in points]
+    for _ in range(subject.pairs):
+        for taken, (predict, volume) in zip(samples, cases):
+            taken.append(timed(lambda p=predict, v=volume: p(v), subject.device).seconds)
+    medians = [float(np.median(taken)) for taken in samples]
+    slope, intercept = np.polyfit(points, medians, 1)
+    line = slope * np.asarray(points) + intercept
+    return {
+        "axis": axis,
+        "device": subject.device,
+        "points": list(points),
+        "samples": samples,
+        "median_s": medians,
+        "peak_mb": peaks,
+        "slope_s": float(slope),
+        "intercept_s": float(intercept),
+        "misfit": float(np.abs(line / medians - 1).max()),
+    }
+
+
+def _volume(subject: Subject, depth: int) -> Tensor:
+    generator = torch.Generator().manual_seed(subject.seed)
+    return torch.randn(1, 1, *IN_PLANE, depth, generator=generator).to(subject.device)
