@@ -3,12 +3,13 @@
 from typing import List, Optional, Tuple
 
 import torch
+from monai.data import MetaTensor
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
-from shared_components.diffusion.tables import reverse_table
+from shared_components.diffusion.tables import ReverseTable, reverse_table
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.errors import InputError
 
@@ -59,16 +60,13 @@ class DiffusionSegmenter(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("num_samples", num_samples), ("max_batch_size", max_batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        _check_count("num_samples", num_samples)
+        _check_count("max_batch_size", max_batch_size)
         if combine not in COMBINE_CHOICES:
             raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
         alphas_cumprod = scheduler.alphas_cumprod.detach()
-        try:
-            table = reverse_table(alphas_cumprod, num_inference_steps or len(alphas_cumprod), sampler)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        table = self._table(alphas_cumprod, num_inference_steps, sampler)
+        self.sampler = sampler
         self.denoiser = denoiser
         self.num_samples = num_samples
         self.combine = combine
@@ -84,6 +82,23 @@ class DiffusionSegmenter(nn.Module):
         self.register_buffer("timesteps", table.timesteps, persistent=False)
         self.register_buffer("coefficients", table.coefficients.float(), persistent=False)
 
+    @staticmethod
+    def _table(alphas_cumprod: Tensor, num_inference_steps: Optional[int], sampler: str) -> ReverseTable:
+        steps = len(alphas_cumprod) if num_inference_steps is None else num_inference_steps
+        try:
+            return reverse_table(alphas_cumprod, steps, sampler)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    @torch.jit.unused
+    def set_sampling(self, num_samples: int, num_inference_steps: Optional[int]) -> None:
+        """Change the ensemble members and the reverse steps; see the class for the values and the errors."""
+        _check_count("num_samples", num_samples)
+        table = self._table(self.schedule, num_inference_steps, self.sampler)
+        self.num_samples, self.num_inference_steps = num_samples, len(table.timesteps)
+        self.timesteps = table.timesteps.to(self.timesteps)
+        self.coefficients = table.coefficients.to(self.coefficients)
+
     def forward(self, image: Tensor) -> Tensor:
         """Return class probabilities.
 
@@ -95,7 +110,11 @@ class DiffusionSegmenter(nn.Module):
             members' mean probability or STAPLE's posterior, as ``combine`` says.
         """
         if not torch.jit.is_scripting():
-            image = image.as_subclass(torch.Tensor)  # a batch of MetaTensors cannot be cut freely
+            if isinstance(image, MetaTensor):  # what was done to the image is to be undone to the prediction
+                return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
+        return self._segment(image)
+
+    def _segment(self, image: Tensor) -> Tensor:
         condition = volume_to_slices(image, self.num_adjacent_slices) if image.dim() == 5 else image
         condition, (top, left) = pad_to_multiple(condition.float(), self.downsampling)
         depth = image.shape[4] if image.dim() == 5 else 1
@@ -170,6 +189,11 @@ class DiffusionSegmenter(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+def _check_count(name: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def _same_schedule(found: Tensor, expected: Tensor) -> bool:

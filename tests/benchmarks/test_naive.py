@@ -77,9 +77,10 @@ def test_discriminator_keeps_its_verdict():
     assert torch.allclose(network(maps[0], t, maps[1]), naive(maps[0], t, maps[1]), atol=1e-4)
 
 
+@pytest.mark.parametrize("mirror_members", [False, True])
 @torch.no_grad()
-def test_one_vote_at_a_time_equals_all_at_once():
-    network, image = segmenter(), torch.randn(2, 1, 13, 18, 5)
+def test_one_vote_at_a_time_equals_all_at_once(mirror_members):
+    network, image = segmenter(num_samples=3, mirror_members=mirror_members), torch.randn(2, 1, 13, 18, 5)
     assert (NaiveSegmenter(network)(image) - network(image)).abs().max() < 1e-4
 
 

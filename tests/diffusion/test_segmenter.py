@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.networks.schedulers import DDPMScheduler
+from monai.transforms import Flip
 from torch import nn
 
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedule
+from shared_components.diffusion.inferers import SamplingInferer
 from shared_components.diffusion.segmenter import DiffusionSegmenter
 from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
@@ -139,3 +142,22 @@ def test_state_does_not_depend_on_how_it_samples():
 def test_nonsense_is_refused_with_the_choices(options, message):
     with pytest.raises(InputError, match=message):
         segmenter(**options)
+
+
+def test_sampling_can_be_set_on_a_built_network():
+    network = segmenter(timesteps=4, num_samples=1, combine="mean")
+    SamplingInferer(3, 2)(VOLUME, network)
+    expected = segmenter(timesteps=4, num_samples=3, num_inference_steps=2, combine="mean")(VOLUME)
+    torch.testing.assert_close(network(VOLUME), expected, atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="not 0"):
+        SamplingInferer(0)(VOLUME, network)
+    with pytest.raises(InputError, match=r"1\.\.4 .*, not 5"):
+        SamplingInferer(1, 5)(VOLUME, network)
+
+
+def test_prediction_carries_what_was_done_to_the_image():
+    image = Flip(spatial_axis=0)(MetaTensor(VOLUME[0], affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))))
+    batch = list_data_collate([{"image": image}])["image"]
+    prediction = decollate_batch(segmenter()(batch))[0]
+    assert torch.equal(prediction.affine, image.affine)
+    assert [step["class"] for step in prediction.applied_operations] == ["Flip"]
