@@ -45,8 +45,8 @@ def mean_dice(prediction: Tensor, label: Tensor, num_classes: int) -> float:
 def dice_gate(opponent: Sequence[float], project: Sequence[float], data: str, seed: int = 0) -> Gate:
     """Demand that the project's Dice is not worse: paired non-inferiority with a margin of 0.005.
 
-    The lower end of a two-sided 95 % percentile bootstrap interval of the mean paired difference must lie above
-    minus the margin.
+    The lower end of a two-sided 95 % percentile bootstrap interval of the mean paired difference must lie
+    above minus the margin.
 
     Args:
         opponent, project: Dice case by case.

@@ -85,8 +85,8 @@ def ratio_of_medians(opponent: list[float], project: list[float]) -> dict[str, f
         opponent, project: seconds, pair by pair.
 
     Returns:
-        ``ratio`` of the medians; ``low`` and ``high``, the range of the ratios of the single pairs; the medians
-        ``opponent_s`` and ``project_s``.
+        ``ratio`` of the medians; ``low`` and ``high``, the range of the ratios of the single pairs; the
+        medians ``opponent_s`` and ``project_s``.
     """
     pairs = [a / b for a, b in zip(opponent, project, strict=True)]
     medians = float(np.median(opponent)), float(np.median(project))
@@ -143,7 +143,7 @@ def peak_memory(device: str = "cpu") -> Iterator[dict[str, float | None]]:
     """Measure the peak memory inside the block: resident memory of the process, or allocated on the GPU.
 
     Yields:
-        A dictionary whose ``mb`` is set on leaving; ``None`` where the system cannot reset its peak (not Linux).
+        A dictionary whose ``mb`` is set on leaving; ``None`` where the system cannot reset its peak.
     """
     peak: dict[str, float | None] = {"mb": None}
     if torch.device(device).type == "cuda":

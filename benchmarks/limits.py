@@ -21,7 +21,7 @@ def matrix_product_speed(device: str, dtype: torch.dtype = torch.float32) -> flo
 
 
 def share_of_limit(work: Callable[[], Any], seconds: float, device: str) -> dict[str, float]:
-    """Count the operations of ``work`` (convolutions and products) and compare its speed with a matrix product's.
+    """Count the operations of ``work`` (convolutions, products); compare its speed with a matrix product's.
 
     Args:
         work: is called once.

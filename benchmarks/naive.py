@@ -1,4 +1,4 @@
-"""The naive path: the project's own networks used in the obvious way. Plain correct code, nothing slowed down."""
+"""The naive path: the project's own networks in the obvious way; plain correct code, nothing slowed down."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ WINDOW = 32
 OVERLAP = 0.75
 
 
-def filter_map(x: Tensor, gain: float, up: int = 1, down: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
-    """Insert zeros, pad, convolve with the 4x4 low-pass filter at full resolution, keep every ``down``-th pixel.
+def filter_map(
+    x: Tensor, gain: float, up: int = 1, down: int = 1, padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """Insert zeros, pad, convolve with the 4x4 low-pass filter, keep every ``down``-th pixel.
 
     Args:
         x: (B, C, H, W).
@@ -81,7 +83,7 @@ class NaiveSegmenter(nn.Module):
     """What `DiffusionSegmenter` computes in eval mode, one member after the other and with nothing kept.
 
     Args:
-        segmenter: whose denoiser (copied, with the naive filters), reverse process, members and noise are used.
+        segmenter: whose denoiser (copied, with the naive filters), reverse process and noise are used.
     """
 
     def __init__(self, segmenter: DiffusionSegmenter) -> None:
@@ -93,7 +95,9 @@ class NaiveSegmenter(nn.Module):
         """Return class probabilities (B, classes, H, W, D) of volumes (B, K, H, W, D)."""
         slices = volume_to_slices(image.as_subclass(Tensor), self.segmenter.num_adjacent_slices)
         condition, (top, left) = pad_to_multiple(slices, self.segmenter.downsampling)
-        members = torch.stack([self.member(condition, m, image.shape[4]) for m in range(self.segmenter.num_samples)])
+        members = torch.stack(
+            [self.member(condition, m, image.shape[4]) for m in range(self.segmenter.num_samples)]
+        )
         members = members[..., top : top + image.shape[2], left : left + image.shape[3]]
         combined = combine_members(members, self.segmenter.combine)
         return slices_to_volume(combined, image.shape[4])
@@ -101,6 +105,8 @@ class NaiveSegmenter(nn.Module):
     def member(self, condition: Tensor, index: int, depth: int) -> Tensor:
         """Run one member's reverse process on slices (N, K, H, W) of volumes ``depth`` slices deep."""
         owner, count, size = self.segmenter, len(condition), condition.shape[2:]
+        mirrored = owner.mirror_members and index % 2 == 1
+        condition = condition.flip(2) if mirrored else condition
         member = torch.full((count,), index, device=condition.device)
         position = torch.arange(count, device=condition.device) % depth
 
@@ -115,6 +121,7 @@ class NaiveSegmenter(nn.Module):
             noisy = weights[0] * clean + weights[1] * noisy
             if step + 1 < owner.num_inference_steps:
                 noisy = noisy + weights[2] * noise(2 * step + 2, owner.num_classes, *size)
+        noisy = noisy.flip(2) if mirrored else noisy
         positive = ((noisy + 1) / 2).clamp(min=1e-6)
         return positive / positive.sum(dim=1, keepdim=True)
 
@@ -126,13 +133,15 @@ def cube_inferer(windows_at_once: int = 1) -> SlidingWindowInferer:
 
 def column_inferer(windows_at_once: int = 1) -> SlidingWindowInferer:
     """MONAI's sliding window in the plane only: 32 x 32 pixels of every slice, each slice once a window."""
-    return SlidingWindowInferer((WINDOW, WINDOW, -1), sw_batch_size=windows_at_once, overlap=(OVERLAP, OVERLAP, 0.0))
+    return SlidingWindowInferer(
+        (WINDOW, WINDOW, -1), sw_batch_size=windows_at_once, overlap=(OVERLAP, OVERLAP, 0.0)
+    )
 
 
 def ema_loop(averages: nn.Module, weights: nn.Module, momentum: float) -> None:
     """Move every average towards its weight, one parameter at a time."""
     with torch.no_grad():
-        for average, weight in zip(averages.parameters(), weights.parameters()):
+        for average, weight in zip(averages.parameters(), weights.parameters(), strict=True):
             average.mul_(1 - momentum).add_(weight, alpha=momentum)
 
 

@@ -67,7 +67,9 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ("git", *arguments), cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         tracked = git("status", "--porcelain", "--untracked-files=no")
@@ -107,10 +109,11 @@ def markdown(content: dict[str, list]) -> str:
     """The table of all rows, then the sweeps, then what they were measured on."""
     environments: list[dict[str, Any]] = []
     lines = [
-        "Opponent time / project time, above 1 where the project is faster: ratio of the medians, with the range of "
-        "the single pairs.",
+        "Opponent time / project time, above 1 where the project is faster: ratio of the medians, with the "
+        "range of the single pairs.",
         "",
-        "| row | device | content | opponent | ratio (range) | opponent s | project s | peak MB | gate | run |",
+        "| row | device | content | opponent | ratio (range) | opponent s | project s | peak MB | gate "
+        "| run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for device in ("cpu", "cuda"):
@@ -139,8 +142,9 @@ def describe(item: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in item["packages"].items() if number)
     gpu = f", {item['gpu']}" if item["gpu"] else ""
     return (
-        f"{item['processor']}{gpu}, {item['cores']} cores, {item['threads']} threads used; Python {item['python']}, "
-        f"{packages}; commit {item['commit'] or 'unknown'}, seed {item['seed']}, {item['date']}"
+        f"{item['processor']}{gpu}, {item['cores']} cores, {item['threads']} threads used; "
+        f"Python {item['python']}, {packages}; commit {item['commit'] or 'unknown'}, "
+        f"seed {item['seed']}, {item['date']}"
     )
 
 
@@ -151,8 +155,8 @@ def _line(row: dict[str, Any], run: int) -> str:
         return f"{start} none: the gate failed | | | | FAILED: {gate['text']} | {run} |"
     peaks = " / ".join("-" if mb is None else f"{mb:.0f}" for mb in row["peak_mb"])
     return (
-        f"{start} **{ratio['ratio']:.2f}** ({ratio['low']:.2f} to {ratio['high']:.2f}) | {ratio['opponent_s']:.4g} | "
-        f"{ratio['project_s']:.4g} | {peaks} | {gate['text']} | {run} |"
+        f"{start} **{ratio['ratio']:.2f}** ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
+        f"{ratio['opponent_s']:.4g} | {ratio['project_s']:.4g} | {peaks} | {gate['text']} | {run} |"
     )
 
 
@@ -174,5 +178,5 @@ def _sweep_lines(sweep: dict[str, Any], run: int) -> list[str]:
         "| s per volume | " + " | ".join(f"{value:.3g}" for value in sweep["median_s"]) + " |",
         "| peak MB | " + " | ".join(peaks) + " |",
         "",
-        f"Line: {sweep['slope_s']:.3g} s each + {sweep['intercept_s']:.3g} s; largest misfit {sweep['misfit']:.0%}.",
+        f"Line: {sweep['slope_s']:.3g} s each + {sweep['intercept_s']:.3g} s; misfit {sweep['misfit']:.0%}.",
     ]

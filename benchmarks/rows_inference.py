@@ -1,4 +1,4 @@
-"""Rows a2 to a4 and the options of inference: a whole volume, from preprocessed image to class probabilities."""
+"""Rows a2 to a4 and the options: a whole volume, from preprocessed image to class probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from benchmarks.limits import share_of_limit
 from benchmarks.naive import NaiveSegmenter, column_inferer, cube_inferer
 from benchmarks.subject import Subject
 
-NAIVE = "MONAI SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
+NAIVE = (
+    "MONAI SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
+)
 BOUND = 2e-4
 WINDOWS_AT_ONCE = 4
 
@@ -147,7 +149,13 @@ def options(subject: Subject) -> Iterator[Row]:
 
 
 def _option(
-    subject: Subject, name: str, content: str, plain: Predict, other: Predict, volumes: list[Tensor], exact: bool
+    subject: Subject,
+    name: str,
+    content: str,
+    plain: Predict,
+    other: Predict,
+    volumes: list[Tensor],
+    exact: bool,
 ) -> Row:
     if exact:
         # Votes are counted, so a tie that rounding decides moves a probability by a whole vote.

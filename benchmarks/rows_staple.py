@@ -53,9 +53,17 @@ def staple_rows(pairs: int, seed: int, raters=RATERS, shapes=SHAPES) -> Iterator
     for shape in shapes:
         for count in raters:
             votes = votes_of(count, shape, seed)
-            opponents = {"itk.STAPLEImageFilter": itk_staple(votes), "EM over voxels in torch": lambda v=votes: voxel_staple(v)}
+            opponents = {
+                "itk.STAPLEImageFilter": itk_staple(votes),
+                "EM over voxels in torch": lambda v=votes: voxel_staple(v),
+            }
             for opponent, run in opponents.items():
                 gate = exact_gate([run()], [staple(votes)], BOUND, "posterior probability")
                 row = Row("d", f"STAPLE, {count} raters, {'x'.join(map(str, shape))}", opponent, "cpu", gate)
-                row.details = {"kind": "same work", "raters": count, "shape": shape, "error_rates": ERROR_RATES}
+                row.details = {
+                    "kind": "same work",
+                    "raters": count,
+                    "shape": shape,
+                    "error_rates": ERROR_RATES,
+                }
                 yield measure(row, run, lambda v=votes: staple(v), pairs)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.gates import exact_gate
 from benchmarks.harness import Gate, Row, measure, timed
-from benchmarks.limits import share_of_limit
 from benchmarks.naive import ema_loop, use_naive_filters
 from benchmarks.subject import Subject, randomise
 from shared_components.spatial_attention.trainer import SpatialAttentionTrainer
@@ -37,7 +36,9 @@ class Side:
         loader: of batches; only their number is needed here.
     """
 
-    def __init__(self, subject: Subject, naive: bool, amp: bool | None, loader: Sequence | DataLoader) -> None:
+    def __init__(
+        self, subject: Subject, naive: bool, amp: bool | None, loader: Sequence | DataLoader
+    ) -> None:
         parser = subject.config(**({} if amp is None else {"amp": amp}))
         torch.manual_seed(subject.seed)
         networks = parser.get_parsed_content("network"), parser.get_parsed_content("discriminator")
@@ -65,7 +66,9 @@ def make_trainer(parser: ConfigParser, loader: Any, naive: bool) -> SpatialAtten
     momentum = parser["ema"]["momentum"]
     average = EMAHandler(network, momentum=momentum) if naive else content("ema")
     chosen = parser["train#trainer"]
-    names = [key for key in chosen if key not in {"_target_", "train_data_loader", "train_handlers", "max_epochs"}]
+    names = [
+        key for key in chosen if key not in {"_target_", "train_data_loader", "train_handlers", "max_epochs"}
+    ]
     return SpatialAttentionTrainer(
         max_epochs=1,
         train_data_loader=loader,
@@ -83,20 +86,20 @@ def losses_of(subject: Subject, naive: bool, amp: bool, batches: list) -> list[f
 
 
 def training_step(subject: Subject) -> Iterator[Row]:
-    """Rows a1 (fp32, equal losses), a1b (as configured, bfloat16 where it pays) and a1e (with the loading of data)."""
+    """Rows a1 (fp32, equal losses), a1b (as configured: bfloat16 where it pays), a1e (with loading)."""
     batches = subject.batches(STEPS)
     plain, ours = (losses_of(subject, naive, False, batches) for naive in (True, False))
-    gate = exact_gate([torch.tensor(plain)], [torch.tensor(ours)], LOSS_BOUND, f"losses of {STEPS} fp32 steps")
+    gate = exact_gate(
+        [torch.tensor(plain)], [torch.tensor(ours)], LOSS_BOUND, f"losses of {STEPS} fp32 steps"
+    )
     amp = bool(subject.config().get_parsed_content("amp"))
-    row = _step_row(subject, "a1", "fp32 training step G + D + EMA, prepared batches", gate, batches, False)
-    seconds = row.ratio()["project_s"] if row.project_samples else None
-    if seconds:
-        row.details["limit"] = share_of_limit(Side(subject, False, False, batches), seconds, subject.device)
-    yield row
+    yield _step_row(subject, "a1", "fp32 training step G + D + EMA, prepared batches", gate, batches, False)
     if amp:
         mixed = losses_of(subject, False, True, batches)
         gap = float(np.abs(np.array(mixed) / np.array(plain) - 1).max())
-        loose = Gate(gate.passed and gap < AMP_BOUND, f"losses within {gap:.1%}, bound {AMP_BOUND:.0%}; not exact")
+        loose = Gate(
+            gate.passed and gap < AMP_BOUND, f"losses within {gap:.1%}, bound {AMP_BOUND:.0%}; not exact"
+        )
         yield _step_row(subject, "a1b", "the same as configured: bfloat16 autocast", loose, batches, True)
     yield with_loading(subject, gate, amp)
 
@@ -104,12 +107,16 @@ def training_step(subject: Subject) -> Iterator[Row]:
 def _step_row(subject: Subject, name: str, content: str, gate: Gate, batches: list, amp: bool) -> Row:
     row = Row(name, content, NAIVE_STEP, subject.device, gate)
     row.details = _details(subject, "same work", amp) | {"batch": tuple(batches[0]["image"].shape)}
-    return measure(row, Side(subject, True, False, batches), Side(subject, False, amp, batches), subject.pairs)
+    return measure(
+        row, Side(subject, True, False, batches), Side(subject, False, amp, batches), subject.pairs
+    )
 
 
 def with_loading(subject: Subject, gate: Gate, amp: bool) -> Row:
-    """Row a1e: one short epoch end to end, transform chain and naive step against cached data and the default step."""
-    row = Row("a1e", "training step and its data, end to end", NAIVE_STEP + ", no cached data", subject.device, gate)
+    """Row a1e: a short epoch, transform chain and naive step against cached data and the default step."""
+    row = Row(
+        "a1e", "training step and its data, end to end", NAIVE_STEP + ", no cached data", subject.device, gate
+    )
     row.details = _details(subject, "default vs default", amp)
     cached, uncached = datasets(subject, STEPS * int(subject.config()["batch_size"]))
     size = subject.config()["batch_size"]
@@ -124,13 +131,13 @@ def _details(subject: Subject, kind: str, amp: bool) -> dict[str, Any]:
 
 
 def datasets(subject: Subject, cases: int) -> tuple[Any, Dataset]:
-    """The configuration's cached dataset of the first training cases, and the same transforms without a cache."""
+    """The configuration's cached dataset of the first training cases, and the same without a cache."""
     cached = subject.training_data(cases)
     return cached, Dataset(cached.data, cached.transform)
 
 
 def loading(subject: Subject) -> Row:
-    """Row e: cases through the training transforms, the chain from file against the cache, from epoch 2 on."""
+    """Row e: cases through the training transforms, the chain from file against the cache."""
     kept: list[Any] = []
     filling = timed(lambda: kept.extend(datasets(subject, 2 * int(subject.config()["batch_size"]))))
     cached, uncached = kept
@@ -165,7 +172,7 @@ def _single(items: Any) -> Any:
 
 
 class OptimiserStep:
-    """One side of row h: an optimiser step and the average, for the denoiser with gradients that stay the same."""
+    """One side of row h: steps of the denoiser's optimiser and average, with constant gradients."""
 
     def __init__(self, subject: Subject, naive: bool) -> None:
         parser = subject.config()
@@ -175,7 +182,9 @@ class OptimiserStep:
         chosen = parser["optimizer"]
         self.optimizer = parser.get_parsed_content("optimizer")
         if naive:
-            options = {key: value for key, value in self.optimizer.defaults.items() if key in {"lr", "betas", "eps"}}
+            options = {
+                key: value for key, value in self.optimizer.defaults.items() if key in {"lr", "betas", "eps"}
+            }
             kind = getattr(torch.optim, chosen["_target_"].rsplit(".", 1)[-1])
             options["weight_decay"] = chosen.get("weight_decay", 0.0)
             self.optimizer = kind(self.network.denoiser.parameters(), foreach=False, **options)
@@ -211,6 +220,12 @@ def optimiser_step(subject: Subject) -> Row:
     for side in (slow, fast):
         side()
     gate = exact_gate(slow.averages, fast.averages, WEIGHT_BOUND, "averaged weights after ten steps")
-    row = Row("h", "optimiser and EMA step", "Adam(foreach=False), EMA one parameter at a time", subject.device, gate)
+    row = Row(
+        "h",
+        "optimiser and EMA step",
+        "Adam(foreach=False), EMA one parameter at a time",
+        subject.device,
+        gate,
+    )
     row.details = {"kind": "same work", "steps_timed": 10, "precision": "fp32"}
     return measure(row, slow, fast, subject.pairs)

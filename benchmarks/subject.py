@@ -102,7 +102,7 @@ class Subject:
         ]
 
     def training_data(self, cases: int) -> Dataset:
-        """The configuration's training dataset of the first ``cases`` cases, all of them if there are fewer."""
+        """The configuration's training dataset of the first ``cases`` cases, of all if there are fewer."""
         labels = self.config().get_parsed_content("labels")
         chosen = datalist(self.data_folder, "train", labels)[:cases]
         return self.config(**{"train#dataset#data": chosen}).get_parsed_content("train#dataset")
@@ -113,7 +113,7 @@ class Subject:
         return datalist(self.data_folder, "test", self.config().get_parsed_content("labels"))
 
     def volume(self, index: int, label: bool = False) -> tuple[Tensor, Tensor | None]:
-        """One preprocessed test image (1, K, H, W, D) and, if asked for, its label map on the same grid (1, H, W, D)."""
+        """One preprocessed test image (1, K, H, W, D) and, if asked for, its label map (1, H, W, D)."""
         keys = ["image", "label"] if label else ["image"]
         item = self._preprocessing({key: self.test_items[index][key] for key in ("image", "label")})
         values = [item[key].as_tensor().to(self.device) for key in keys]

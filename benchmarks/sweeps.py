@@ -35,12 +35,14 @@ def sweeps(subject: Subject, members=MEMBERS, steps=STEPS, depths=DEPTHS) -> lis
     ]
 
 
-def sweep(subject: Subject, axis: str, points, case: Callable[[int], tuple[Callable, Tensor]]) -> dict[str, Any]:
+def sweep(
+    subject: Subject, axis: str, points, case: Callable[[int], tuple[Callable, Tensor]]
+) -> dict[str, Any]:
     """Time one axis, its points interleaved, and fit a straight line through the medians.
 
     Returns:
-        ``axis``, ``points``, ``samples`` (seconds, point by point), ``median_s``, ``peak_mb``, and of the line
-        ``slope_s`` and ``intercept_s`` with ``misfit``, the largest relative distance of a point from it.
+        ``axis``, ``points``, ``samples`` (seconds, point by point), ``median_s``, ``peak_mb``, and of the
+        line ``slope_s`` and ``intercept_s`` and ``misfit``, the largest relative distance from it.
     """
     cases = [case(point) for point in points]
     peaks = []
@@ -50,7 +52,7 @@ def sweep(subject: Subject, axis: str, points, case: Callable[[int], tuple[Calla
         peaks.append(peak["mb"])
     samples: list[list[float]] = [[] for _ in points]
     for _ in range(subject.pairs):
-        for taken, (predict, volume) in zip(samples, cases):
+        for taken, (predict, volume) in zip(samples, cases, strict=True):
             taken.append(timed(lambda p=predict, v=volume: p(v), subject.device).seconds)
     medians = [float(np.median(taken)) for taken in samples]
     slope, intercept = np.polyfit(points, medians, 1)

@@ -125,7 +125,7 @@ def _check_names(options: Iterable[str]) -> None:
 
 
 def _configuration_keys(arguments: list[str]) -> set[str]:
-    """Return the top-level keys of the files that ``--config_file`` names, read as MONAI's command line reads it."""
+    """Return the top-level keys of the files that ``--config_file`` names, parsed as MONAI's command line does."""
     keys: set[str] = set()
     for option, following in zip(arguments, [*arguments[1:], ""]):
         name, _, value = option.partition("=")

@@ -157,8 +157,8 @@ class SaveOverlays:
         label_key: key of the reference, if there is one.
         uncertainty_key: key of the (1, *spatial) uncertainty in [0, 1], if there is one.
         overwrite: whether pictures of an earlier run may be replaced.
-        also_claims: names, with wildcards, of what else the run writes to ``output_dir``, such as label maps by
-            `SaveImaged`, which replaces files without asking; where one is there the run is refused alike.
+        also_claims: names, with wildcards, of what else the run writes to ``output_dir``, such as label maps
+            by `SaveImaged`, which replaces files without asking; where one is there the run is refused alike.
     """
 
     def __init__(

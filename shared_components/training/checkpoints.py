@@ -25,8 +25,9 @@ class TrainingState:
     """Save everything a run needs to go on after each epoch, and go on from it when asked to.
 
     ``<output_dir>/training_state.pt`` holds the state dict of every object given, the epoch and the best validation
-    metric. It is replaced at once when an epoch, its validation included, is complete; a run that is killed loses the
-    epoch it was in. Place the handler after the validation's. An output folder serves one run at a time.
+    metric. It is replaced at once when an epoch is complete, with its validation and all that other handlers write; a
+    run that is killed loses the epoch it was in. Place the handler before those that ask at the start which epoch the
+    run goes on from. An output folder serves one run at a time.
 
     Args:
         output_dir: where the state is kept.
@@ -62,7 +63,6 @@ class TrainingState:
     def attach(self, engine: Engine) -> None:
         """Add the handler to a trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self._release)
 
     def _start(self, engine: Engine) -> None:
@@ -73,6 +73,8 @@ class TrainingState:
         except InputError:
             self._release(engine)
             raise
+        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)  # by now the last of them
 
     def _begin(self, engine: Engine) -> None:
         if self.resume:
