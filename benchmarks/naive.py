@@ -17,16 +17,19 @@ from shared_components.networks.fir import FIRDownsample, FIRStridedConv, FIRUps
 
 WINDOW = 32
 OVERLAP = 0.75
+FILTERS = ("one-channel", "depthwise")
 
 
 def filter_map(
-    x: Tensor, gain: float, up: int = 1, down: int = 1, padding: tuple[int, int] = (0, 0)
+    x: Tensor, gain: float, filters: str, up: int = 1, down: int = 1, padding: tuple[int, int] = (0, 0)
 ) -> Tensor:
     """Insert zeros, pad, convolve with the 4x4 low-pass filter, keep every ``down``-th pixel.
 
     Args:
         x: (B, C, H, W).
         gain: sum of the filter's entries.
+        filters: one of `FILTERS`: the channels laid out as a batch of one-channel maps, which is the usual
+            way and slow on a CPU, or one group for each channel.
         padding: zeros before and after, of either axis.
     """
     batch, channels, height, width = x.shape
@@ -36,46 +39,64 @@ def filter_map(
         x = spread.reshape(batch, channels, height * up, width * up)
     x = F.pad(x, (*padding, *padding))
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype)
-    kernel = torch.outer(taps, taps) * (gain / 64)
-    x = F.conv2d(x.reshape(batch * channels, 1, *x.shape[2:]), kernel[None, None])
-    return x.reshape(batch, channels, *x.shape[2:])[:, :, ::down, ::down]
+    kernel = (torch.outer(taps, taps) * (gain / 64))[None, None]
+    if filters == "depthwise":
+        x = F.conv2d(x, kernel.repeat(channels, 1, 1, 1), groups=channels)
+    else:
+        x = F.conv2d(x.reshape(batch * channels, 1, *x.shape[2:]), kernel)
+        x = x.reshape(batch, channels, *x.shape[2:])
+    return x[:, :, ::down, ::down]
 
 
 class NaiveDownsample(nn.Module):
     """`FIRDownsample`, by filtering at full resolution."""
 
+    def __init__(self, filters: str) -> None:
+        super().__init__()
+        self.filters = filters
+
     def forward(self, x: Tensor) -> Tensor:
-        return filter_map(x, 1.0, down=2, padding=(1, 1))
+        return filter_map(x, 1.0, self.filters, down=2, padding=(1, 1))
 
 
 class NaiveUpsample(nn.Module):
     """`FIRUpsample`, by zero insertion."""
 
+    def __init__(self, filters: str) -> None:
+        super().__init__()
+        self.filters = filters
+
     def forward(self, x: Tensor) -> Tensor:
-        return filter_map(x, 4.0, up=2, padding=(2, 1))
+        return filter_map(x, 4.0, self.filters, up=2, padding=(2, 1))
 
 
 class NaiveStridedConv(nn.Module):
     """`FIRStridedConv`, its filter as in the other two."""
 
-    def __init__(self, conv: nn.Module) -> None:
+    def __init__(self, filters: str, conv: nn.Module) -> None:
         super().__init__()
+        self.filters = filters
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(filter_map(x, 1.0, padding=(2, 2)))
+        return self.conv(filter_map(x, 1.0, self.filters, padding=(2, 2)))
 
 
-def use_naive_filters(network: nn.Module) -> nn.Module:
-    """Replace every FIR module of a network, in place, by one that inserts zeros; the weights stay."""
+def use_naive_filters(network: nn.Module, filters: str) -> nn.Module:
+    """Replace every FIR module of a network, in place, by one that inserts zeros; the weights stay.
+
+    Args:
+        network: with modules of `shared_components.networks.fir`.
+        filters: one of `FILTERS`.
+    """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, FIRDownsample):
-                setattr(module, name, NaiveDownsample())
+                setattr(module, name, NaiveDownsample(filters))
             elif isinstance(child, FIRUpsample):
-                setattr(module, name, NaiveUpsample())
+                setattr(module, name, NaiveUpsample(filters))
             elif isinstance(child, FIRStridedConv):
-                setattr(module, name, NaiveStridedConv(child.conv))
+                setattr(module, name, NaiveStridedConv(filters, child.conv))
     return network
 
 
@@ -84,12 +105,13 @@ class NaiveSegmenter(nn.Module):
 
     Args:
         segmenter: whose denoiser (copied, with the naive filters), reverse process and noise are used.
+        filters: one of `FILTERS`.
     """
 
-    def __init__(self, segmenter: DiffusionSegmenter) -> None:
+    def __init__(self, segmenter: DiffusionSegmenter, filters: str) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.denoiser = use_naive_filters(copy.deepcopy(segmenter.denoiser))
+        self.denoiser = use_naive_filters(copy.deepcopy(segmenter.denoiser), filters)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return class probabilities (B, classes, H, W, D) of volumes (B, K, H, W, D)."""

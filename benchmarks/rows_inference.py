@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from benchmarks.gates import argmax_labels, dice_gate, exact_gate, mean_dice
 from benchmarks.harness import Gate, Row, measure
 from benchmarks.limits import share_of_limit
-from benchmarks.naive import NaiveSegmenter, column_inferer, cube_inferer
+from benchmarks.naive import FILTERS, NaiveSegmenter, column_inferer, cube_inferer
+from benchmarks.report import CONTENTS
 from benchmarks.subject import Subject
 
-NAIVE = (
-    "MONAI SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
-)
+NAIVE = "SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
 BOUND = 2e-4
 WINDOWS_AT_ONCE = 4
 
@@ -45,45 +44,48 @@ def over_volumes(predict: Predict, volumes: list[Tensor]) -> Callable[[], None]:
     return work
 
 
-def exact_volumes(subject: Subject) -> Row:
+def exact_volumes(subject: Subject) -> Iterator[Row]:
     """Row a2: the same windows, votes and noise."""
-    fast, slow = _cubes(subject), _naive(subject)
-    volumes = [subject.volume(index)[0] for index in range(subject.volumes)]
-    mean = {"combine": "mean"}
-    gate = exact_gate(
-        [_naive(subject, **mean)(volumes[0])],
-        [_cubes(subject, **mean)(volumes[0])],
-        BOUND,
-        "probabilities (mean of the members) of one volume",
-    )
-    row = Row("a2", "volume inference, same windows, votes and noise", NAIVE, subject.device, gate)
-    row.details = _details(subject, "same work")
-    return measure(row, over_volumes(slow, volumes), over_volumes(fast, volumes), subject.pairs)
+    volume, mean = subject.volume(0)[0], {"combine": "mean"}
+    ours = _cubes(subject, **mean)(volume)
+    what = "probabilities (mean of the members) of one volume"
+    for filters in FILTERS:
+        gate = exact_gate([_naive(subject, filters, **mean)(volume)], [ours], BOUND, what)
+        yield _against_naive(subject, "a2", filters, gate, _cubes(subject), "same work")
 
 
-def true_slices(subject: Subject) -> Row:
+def true_slices(subject: Subject) -> Iterator[Row]:
     """Row a3: windows in the plane, each true slice once a window."""
-    columns = inference_of(column_inferer(), subject.segmenter())
-    return _other_windows(subject, "a3", "volume inference, windows in the plane of true slices", columns)
+    return _other_windows(subject, "a3", inference_of(column_inferer(), subject.segmenter()))
 
 
-def whole_slices(subject: Subject) -> Row:
+def whole_slices(subject: Subject) -> Iterator[Row]:
     """Row a4: whole padded slices, as the bundle does it."""
     whole = inference_of(SimpleInferer(), subject.segmenter())
-    row = _other_windows(subject, "a4", "volume inference, whole padded slices", whole)
-    if row.project_samples:
-        volumes = [subject.volume(index)[0] for index in range(subject.volumes)]
-        seconds = row.ratio()["project_s"]
-        row.details["limit"] = share_of_limit(over_volumes(whole, volumes), seconds, subject.device)
-    return row
+    for row in _other_windows(subject, "a4", whole):
+        if row.project_samples:
+            work = over_volumes(whole, _timed_volumes(subject))
+            row.details["limit"] = share_of_limit(work, row.ratio()["project_s"], subject.device)
+        yield row
 
 
-def _other_windows(subject: Subject, name: str, content: str, predict: Predict) -> Row:
+def _other_windows(subject: Subject, name: str, predict: Predict) -> Iterator[Row]:
     gate = _quality_gate(subject, _cubes_dice, predict, "32^3 windows of row a2, which equal the naive ones")
-    row = Row(name, content, NAIVE, subject.device, gate)
-    row.details = _details(subject, "same network, steps and members; other windows")
-    volumes = [subject.volume(index)[0] for index in range(subject.volumes)]
-    return measure(row, over_volumes(_naive(subject), volumes), over_volumes(predict, volumes), subject.pairs)
+    kind = "same network, steps and members; other windows"
+    for filters in FILTERS if gate.passed else FILTERS[:1]:
+        yield _against_naive(subject, name, filters, gate, predict, kind)
+
+
+def _against_naive(subject: Subject, name: str, filters: str, gate: Gate, predict: Predict, kind: str) -> Row:
+    row = Row(name, CONTENTS[name], f"{NAIVE} ({filters})", subject.device, gate)
+    row.details = _details(subject, kind)
+    volumes = _timed_volumes(subject)
+    opponent = over_volumes(_naive(subject, filters), volumes)
+    return measure(row, opponent, over_volumes(predict, volumes), subject.pairs)
+
+
+def _timed_volumes(subject: Subject) -> list[Tensor]:
+    return [subject.volume(index)[0] for index in range(min(subject.volumes, len(subject.test_items)))]
 
 
 def _quality_gate(
@@ -116,8 +118,8 @@ def _whole_dice(subject: Subject) -> list[float]:
     return _dice(subject, inference_of(SimpleInferer(), subject.segmenter()))
 
 
-def _naive(subject: Subject, **settings) -> Predict:
-    return inference_of(cube_inferer(), NaiveSegmenter(subject.segmenter(**settings)))
+def _naive(subject: Subject, filters: str, **settings) -> Predict:
+    return inference_of(cube_inferer(), NaiveSegmenter(subject.segmenter(**settings), filters))
 
 
 def _cubes(subject: Subject, **settings) -> Predict:
@@ -141,7 +143,7 @@ def _details(subject: Subject, kind: str) -> dict:
 def options(subject: Subject) -> Iterator[Row]:
     """Rows o1 to o3: what an option gains over whole slices in fp32, eager. bfloat16 needs the Dice gate."""
     plain = inference_of(SimpleInferer(), subject.segmenter())
-    volumes = [subject.volume(index)[0] for index in range(subject.volumes)]
+    volumes = _timed_volumes(subject)
     yield _option(subject, "o1", "bfloat16 autocast", plain, _autocast(subject), volumes, exact=False)
     yield _option(subject, "o2", "channels_last", plain, _channels_last(subject), volumes, exact=True)
     if subject.compile:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.gates import exact_gate
 from benchmarks.harness import Gate, Row, measure, timed
-from benchmarks.naive import ema_loop, use_naive_filters
+from benchmarks.naive import FILTERS, ema_loop, use_naive_filters
+from benchmarks.report import CONTENTS
 from benchmarks.subject import Subject, randomise
 from shared_components.spatial_attention.trainer import SpatialAttentionTrainer
 
@@ -31,22 +32,23 @@ class Side:
     """One side of row a1: networks, optimisers, average and trainer of the default configuration.
 
     Args:
-        naive: FIR by zero insertion, and ignite's `EMAHandler`, which loops over the parameters.
+        filters: of the naive path, one of `FILTERS`, with ignite's `EMAHandler`, which loops over the
+            parameters; the project's own for ``None``.
         amp: bfloat16 autocast; the default configuration's choice when ``None``.
         loader: of batches; only their number is needed here.
     """
 
     def __init__(
-        self, subject: Subject, naive: bool, amp: bool | None, loader: Sequence | DataLoader
+        self, subject: Subject, filters: str | None, amp: bool | None, loader: Sequence | DataLoader
     ) -> None:
         parser = subject.config(**({} if amp is None else {"amp": amp}))
         torch.manual_seed(subject.seed)
         networks = parser.get_parsed_content("network"), parser.get_parsed_content("discriminator")
         for network in networks:
             randomise(network)
-            if naive:
-                use_naive_filters(network)
-        self.trainer = make_trainer(parser, loader, naive)
+            if filters is not None:
+                use_naive_filters(network, filters)
+        self.trainer = make_trainer(parser, loader, filters is not None)
         self.losses: list[float] = []
         self.trainer.add_event_handler("ITERATION_COMPLETED", self._note)
 
@@ -77,9 +79,9 @@ def make_trainer(parser: ConfigParser, loader: Any, naive: bool) -> SpatialAtten
     )
 
 
-def losses_of(subject: Subject, naive: bool, amp: bool, batches: list) -> list[float]:
+def losses_of(subject: Subject, filters: str | None, amp: bool, batches: list) -> list[float]:
     """Losses of the first steps from the same weights, batches and draws."""
-    side = Side(subject, naive, amp, batches)
+    side = Side(subject, filters, amp, batches)
     torch.manual_seed(subject.seed + 1)
     side()
     return side.losses
@@ -88,40 +90,38 @@ def losses_of(subject: Subject, naive: bool, amp: bool, batches: list) -> list[f
 def training_step(subject: Subject) -> Iterator[Row]:
     """Rows a1 (fp32, equal losses), a1b (as configured: bfloat16 where it pays), a1e (with loading)."""
     batches = subject.batches(STEPS)
-    plain, ours = (losses_of(subject, naive, False, batches) for naive in (True, False))
-    gate = exact_gate(
-        [torch.tensor(plain)], [torch.tensor(ours)], LOSS_BOUND, f"losses of {STEPS} fp32 steps"
-    )
     amp = bool(subject.config().get_parsed_content("amp"))
-    yield _step_row(subject, "a1", "fp32 training step G + D + EMA, prepared batches", gate, batches, False)
-    if amp:
-        mixed = losses_of(subject, False, True, batches)
-        gap = float(np.abs(np.array(mixed) / np.array(plain) - 1).max())
-        loose = Gate(
-            gate.passed and gap < AMP_BOUND, f"losses within {gap:.1%}, bound {AMP_BOUND:.0%}; not exact"
-        )
-        yield _step_row(subject, "a1b", "the same as configured: bfloat16 autocast", loose, batches, True)
-    yield with_loading(subject, gate, amp)
+    ours = losses_of(subject, None, False, batches)
+    mixed = losses_of(subject, None, True, batches) if amp else ours
+    for filters in FILTERS:
+        plain = losses_of(subject, filters, False, batches)
+        what = f"losses of {STEPS} fp32 steps"
+        gate = exact_gate([torch.tensor(plain)], [torch.tensor(ours)], LOSS_BOUND, what)
+        yield _step_row(subject, "a1", filters, gate, batches, False)
+        if amp:
+            gap = float(np.abs(np.array(mixed) / np.array(plain) - 1).max())
+            text = f"losses within {gap:.2%}, bound {AMP_BOUND:.0%}; not exact"
+            loose = Gate(gate.passed and gap < AMP_BOUND, text)
+            yield _step_row(subject, "a1b", filters, loose, batches, True)
+        yield with_loading(subject, filters, gate, amp)
 
 
-def _step_row(subject: Subject, name: str, content: str, gate: Gate, batches: list, amp: bool) -> Row:
-    row = Row(name, content, NAIVE_STEP, subject.device, gate)
+def _step_row(subject: Subject, name: str, filters: str, gate: Gate, batches: list, amp: bool) -> Row:
+    row = Row(name, CONTENTS[name], f"{NAIVE_STEP} ({filters})", subject.device, gate)
     row.details = _details(subject, "same work", amp) | {"batch": tuple(batches[0]["image"].shape)}
-    return measure(
-        row, Side(subject, True, False, batches), Side(subject, False, amp, batches), subject.pairs
-    )
+    slow, fast = Side(subject, filters, False, batches), Side(subject, None, amp, batches)
+    return measure(row, slow, fast, subject.pairs)
 
 
-def with_loading(subject: Subject, gate: Gate, amp: bool) -> Row:
+def with_loading(subject: Subject, filters: str, gate: Gate, amp: bool) -> Row:
     """Row a1e: a short epoch, transform chain and naive step against cached data and the default step."""
-    row = Row(
-        "a1e", "training step and its data, end to end", NAIVE_STEP + ", no cached data", subject.device, gate
-    )
+    opponent = f"{NAIVE_STEP} ({filters}), no cached data"
+    row = Row("a1e", CONTENTS["a1e"], opponent, subject.device, gate)
     row.details = _details(subject, "default vs default", amp)
-    cached, uncached = datasets(subject, STEPS * int(subject.config()["batch_size"]))
-    size = subject.config()["batch_size"]
-    slow = Side(subject, True, False, DataLoader(uncached, batch_size=size, shuffle=True))
-    fast = Side(subject, False, amp, DataLoader(cached, batch_size=size, shuffle=True))
+    size = int(subject.config()["batch_size"])
+    cached, uncached = datasets(subject, STEPS * size)
+    slow = Side(subject, filters, False, DataLoader(uncached, batch_size=size, shuffle=True))
+    fast = Side(subject, None, amp, DataLoader(cached, batch_size=size, shuffle=True))
     return measure(row, slow, fast, subject.pairs)
 
 

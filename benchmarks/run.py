@@ -32,9 +32,9 @@ def _one(function: Callable[[Subject], Row]) -> Callable[[Subject], Iterator[Row
 
 ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "a1": rows_training.training_step,
-    "a2": _one(rows_inference.exact_volumes),
-    "a3": _one(rows_inference.true_slices),
-    "a4": _one(rows_inference.whole_slices),
+    "a2": rows_inference.exact_volumes,
+    "a3": rows_inference.true_slices,
+    "a4": rows_inference.whole_slices,
     "d": lambda subject: staple_rows(subject.pairs, subject.seed),
     "e": _one(rows_training.loading),
     "h": _one(rows_training.optimiser_step),

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 class AtomicNibabelWriter(NibabelWriter):
     """MONAI's `NibabelWriter` that writes beside the final name and renames: no half-written file keeps it.
 
-    It also keeps the image's own axes of length 1: MONAI's drops them from a single slice and fails on a voxel.
+    It also keeps the image's own axes of length 1: MONAI's drops that of a single slice and fails on a voxel.
     """
 
     def set_data_array(

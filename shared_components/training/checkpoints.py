@@ -124,8 +124,8 @@ class TrainingState:
         engine.state.iteration = state["progress"]["iteration"]
         if engine.state.epoch >= engine.state.max_epochs:
             raise InputError(
-                f"{self.path}: all {engine.state.epoch} epochs are done; to train on, give --max_epochs more than "
-                f"{engine.state.epoch}"
+                f"{self.path}: all {engine.state.epoch} epochs are done; to train on, start in a new --output_dir with "
+                f"--ckpt_path {self.path.parent / 'model.pt'}"
             )
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best"]["metric"]

@@ -10,6 +10,7 @@ from monai.networks.schedulers import DDPMScheduler
 
 import shared_components.diffusion.schedules  # noqa: F401  (registers the schedule)
 from benchmarks.naive import (
+    FILTERS,
     NaiveDownsample,
     NaiveSegmenter,
     NaiveStridedConv,
@@ -48,21 +49,22 @@ def segmenter(**settings) -> DiffusionSegmenter:
     return DiffusionSegmenter(denoiser, scheduler, **settings).eval()
 
 
+@pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("size", [(8, 8), (12, 20)])
-def test_filters_equal_the_modules(size):
+def test_filters_equal_the_modules(size, filters):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     strided = FIRStridedConv(3, 4).double()
     pairs = [
-        (FIRDownsample(3).double(), NaiveDownsample()),
-        (FIRUpsample(3).double(), NaiveUpsample()),
-        (strided, NaiveStridedConv(strided.conv)),
+        (FIRDownsample(3).double(), NaiveDownsample(filters)),
+        (FIRUpsample(3).double(), NaiveUpsample(filters)),
+        (strided, NaiveStridedConv(filters, strided.conv)),
     ]
     for module, naive in pairs:
         assert torch.allclose(module(x), naive(x), atol=1e-12)
 
 
 def test_no_filter_of_the_project_is_left():
-    network = use_naive_filters(segmenter())
+    network = use_naive_filters(segmenter(), FILTERS[0])
     assert not [m for m in network.modules() if isinstance(m, (FIRDownsample, FIRUpsample, FIRStridedConv))]
     assert [m for m in network.modules() if isinstance(m, NaiveUpsample)]
 
@@ -71,7 +73,7 @@ def test_discriminator_keeps_its_verdict():
     torch.manual_seed(0)
     network = CDALDiscriminator(in_channels=3, channels=(8, 8, 16), downsample=(True, True))
     randomise(network)
-    naive = use_naive_filters(copy.deepcopy(network))
+    naive = use_naive_filters(copy.deepcopy(network), FILTERS[0])
     maps = torch.randn(2, 4, 3, 16, 16)
     t = torch.tensor([0, 1, 1, 0])
     assert torch.allclose(network(maps[0], t, maps[1]), naive(maps[0], t, maps[1]), atol=1e-4)
@@ -81,14 +83,14 @@ def test_discriminator_keeps_its_verdict():
 @torch.no_grad()
 def test_one_vote_at_a_time_equals_all_at_once(mirror_members):
     network, image = segmenter(num_samples=3, mirror_members=mirror_members), torch.randn(2, 1, 13, 18, 5)
-    assert (NaiveSegmenter(network)(image) - network(image)).abs().max() < 1e-4
+    assert (NaiveSegmenter(network, FILTERS[1])(image) - network(image)).abs().max() < 1e-4
 
 
 @torch.no_grad()
 def test_windows_that_cover_the_volume_change_nothing():
     network, image = segmenter(), torch.randn(1, 1, 32, 32, 32)
     whole = network(image)
-    assert (cube_inferer()(image, NaiveSegmenter(network)) - whole).abs().max() < 1e-4
+    assert (cube_inferer()(image, NaiveSegmenter(network, FILTERS[1])) - whole).abs().max() < 1e-4
     assert (column_inferer()(image, network) - whole).abs().max() < 1e-4
 
 

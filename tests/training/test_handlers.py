@@ -122,7 +122,7 @@ def test_earlier_run_is_not_overwritten_unless_asked(tmp_path):
 
 def test_finished_run_says_what_to_give(tmp_path):
     training(tmp_path, nn.Linear(2, 1), 1)
-    with pytest.raises(InputError, match="--max_epochs more than 1"):
+    with pytest.raises(InputError, match="all 1 epochs are done; .* new --output_dir with --ckpt_path .*model.pt"):
         training(tmp_path, nn.Linear(2, 1), 1, resume=True)
 
 
