@@ -22,7 +22,9 @@ def _uniform(bits: Tensor) -> Tensor:
     return (((bits >> 8) & 0xFFFFFF).float() + 0.5) * (1.0 / 16777216.0)
 
 
-def addressed_noise(seed: int, draw: int, member: Tensor, position: Tensor, channels: int, height: int, width: int) -> Tensor:
+def addressed_noise(
+    seed: int, draw: int, member: Tensor, position: Tensor, channels: int, height: int, width: int
+) -> Tensor:
     """Standard normal noise for a batch of (member, slice) pairs.
 
     Args:

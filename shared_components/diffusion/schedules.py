@@ -15,9 +15,7 @@ from shared_components.diffusion.tables import reverse_table
 
 
 @NoiseSchedules.add_def("vp_few_step", "Variance-preserving curve cut into a few large steps")
-def vp_few_step(
-    num_train_timesteps: int, beta_min: float = 0.1, beta_max: float = 20.0, start: float = 1e-3
-) -> Tensor:
+def vp_few_step(num_train_timesteps: int, beta_min: float = 0.1, beta_max: float = 20.0, start: float = 1e-3) -> Tensor:
     """Betas of the continuous variance-preserving curve cut into ``num_train_timesteps`` equal pieces.
 
     With s_i = start + (1 - start) i / T and log abar(s) = -(beta_max - beta_min) s^2 / 2 - beta_min s, step i has

@@ -131,9 +131,7 @@ class DiffusionSegmenter(nn.Module):
         if image.dim() == 5:
             count, slices = members.shape[0], members.shape[1]
             stacked = slices_to_volume(members.flatten(0, 1), depth)
-            members = stacked.reshape(
-                [count, slices // depth, self.num_classes, image.shape[2], image.shape[3], depth]
-            )
+            members = stacked.reshape([count, slices // depth, self.num_classes, image.shape[2], image.shape[3], depth])
         return combine_members(members, "staple") if self.combine == "staple" else members[0]
 
     def _members(self, condition: Tensor, position: Tensor) -> Tensor:

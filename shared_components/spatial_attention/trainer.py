@@ -181,9 +181,7 @@ class SpatialAttentionTrainer(Trainer):
             loss = self._denoiser_loss(estimate, clean, weights)
             terms = {"loss": loss.detach()}
             if self.adversarial_weight > 0:
-                adversarial = adversarial_loss(
-                    self.discriminator, self.process, estimate, noisy, condition, draws
-                )
+                adversarial = adversarial_loss(self.discriminator, self.process, estimate, noisy, condition, draws)
                 terms["adversarial"] = adversarial.detach()
                 loss = loss + self.adversarial_weight * adversarial
         loss.backward()

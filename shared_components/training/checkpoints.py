@@ -115,7 +115,9 @@ class TrainingState:
     def load(self, engine: Engine) -> None:
         """Bring every object, the epoch and the best metric back."""
         if not self.path.is_file():
-            raise InputError(f"{self.path}: no saved state to resume; start without --resume True, or check --output_dir")
+            raise InputError(
+                f"{self.path}: no saved state to resume; start without --resume True, or check --output_dir"
+            )
         state = load_safely(self.path)
         self._compare(state.get("settings", {}), set(state) - {"progress", "settings", "best"})
         for name, item in self.objects.items():
@@ -149,8 +151,8 @@ class TrainingState:
 class BestWeights:
     """Keep the weights that validated best as a flat state dict, ready for inference.
 
-    Place the handler in the evaluator, whose key metric decides (larger is better). The file is replaced only by
-    better weights: with a validation before the first epoch, weights loaded at the start are kept until they are beaten.
+    Place the handler in the evaluator, whose key metric decides (larger is better). The file is replaced only by better
+    weights: with a validation before the first epoch, weights loaded at the start are kept until they are beaten.
 
     Args:
         path: of the file, such as ``<output_dir>/model.pt``.
@@ -170,7 +172,8 @@ class BestWeights:
         if engine.state.best_metric_epoch != engine.state.epoch or idist.get_rank() > 0:
             return
         save_atomically({name: value.cpu() for name, value in self.network.state_dict().items()}, self.path)
-        logger.info("%s: best weights so far, %s %.4f", self.path, engine.state.key_metric_name, engine.state.best_metric)
+        state = engine.state
+        logger.info("%s: best weights so far, %s %.4f", self.path, state.key_metric_name, state.best_metric)
 
 
 class LoadWeights:

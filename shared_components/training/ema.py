@@ -12,8 +12,8 @@ class WarmedEMAHandler(EMAHandler):
     """ignite's `EMAHandler` whose average starts from trained weights, not from the random ones.
 
     With ``warm_up`` the average moves by max(momentum, 10 / (n + 9)) towards the weights at the n-th iteration: it
-    copies the first, then remembers about a tenth of the run until ``momentum`` is the slower of the two. Without it, the
-    first iteration copies the weights and every later one moves by ``momentum``, as in the published cDAL. Weights
+    copies the first, then remembers about a tenth of the run until ``momentum`` is the slower of the two. Without it,
+    the first iteration copies the weights and every later one moves by ``momentum``, as in the published cDAL. Weights
     loaded into the network when the run starts are taken over into the average.
 
     Args:

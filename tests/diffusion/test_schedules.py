@@ -52,7 +52,9 @@ def test_posterior(timesteps):
 
 def test_pair_of_the_first_step_is_the_clean_label():
     process, clean = FewStepProcess(few_step(4)), torch.randn(3, 2, 5, 4)
-    label_t, noisy = process.pair(clean, torch.zeros(3, dtype=torch.long), torch.randn(3, 2, 5, 4), torch.zeros(3, 2, 5, 4))
+    label_t, noisy = process.pair(
+        clean, torch.zeros(3, dtype=torch.long), torch.randn(3, 2, 5, 4), torch.zeros(3, 2, 5, 4)
+    )
     assert torch.equal(label_t, clean)
     torch.testing.assert_close(noisy, 0.722319 * clean, atol=1e-6, rtol=1e-6)
 

@@ -38,7 +38,9 @@ def test_prepare_batch_uses_inner_slices_and_codes_labels():
 
 
 def test_prepare_batch_takes_images():
-    condition, clean = LabelDiffusionPrepareBatch(2)({"image": torch.zeros(3, 1, 4, 4), "label": torch.ones(3, 1, 4, 4)})
+    condition, clean = LabelDiffusionPrepareBatch(2)(
+        {"image": torch.zeros(3, 1, 4, 4), "label": torch.ones(3, 1, 4, 4)}
+    )
     assert condition.shape == (3, 1, 4, 4)
     assert clean[0, :, 0, 0].tolist() == [-1, 1]
 

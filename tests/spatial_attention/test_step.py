@@ -172,7 +172,9 @@ def test_published_loss_does_not_depend_on_the_verdict():
         denoiser, discriminator = networks()
         with torch.no_grad():
             discriminator.final_conv.weight.mul_(scale)
-        losses.append(float(trainer(denoiser, discriminator).denoiser_step(clean, image, draws(1, clean, True))["loss"]))
+        losses.append(
+            float(trainer(denoiser, discriminator).denoiser_step(clean, image, draws(1, clean, True))["loss"])
+        )
     assert losses[0] == losses[1]
 
 

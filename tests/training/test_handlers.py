@@ -11,8 +11,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from shared_components.errors import InputError
-from shared_components.training import BestWeights, EpochSeeder, LoadWeights, StopOnNonFinite, TrainingState
-from shared_components.training import WarmedEMAHandler
+from shared_components.training import (
+    BestWeights,
+    EpochSeeder,
+    LoadWeights,
+    StopOnNonFinite,
+    TrainingState,
+    WarmedEMAHandler,
+)
 from shared_components.training.seeding import epoch_seed
 
 
@@ -48,9 +54,7 @@ def test_published_average_copies_first_then_decays():
     values, seen = iter([0.116667, 0.016667]), []
     engine = engine_of(lambda e, b: nn.init.constant_(model.weight, next(values)))
     handler.attach(engine)
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda e: seen.append(handler.ema_model.weight.item())
-    )
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(handler.ema_model.weight.item()))
     engine.run([0, 1])
     assert seen == pytest.approx([0.116667, 0.106667], abs=1e-6)
 
