@@ -40,6 +40,7 @@ class DiffusionSegmenter(nn.Module):
         mirror_members: every second member sees the slices mirrored along their first axis and is mirrored back, for
             structures of either side of the body and a denoiser trained with such flips.
         max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
+        amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
 
     Raises:
@@ -57,6 +58,7 @@ class DiffusionSegmenter(nn.Module):
         num_adjacent_slices: int = 0,
         mirror_members: bool = False,
         max_batch_size: int = 64,
+        amp: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class DiffusionSegmenter(nn.Module):
         self.num_adjacent_slices = num_adjacent_slices
         self.mirror_members = mirror_members
         self.max_batch_size = max_batch_size
+        self.amp = amp
         self.seed = seed
         self.num_classes: int = denoiser.in_channels
         self.latent_dim: int = denoiser.latent_dim
@@ -109,10 +112,17 @@ class DiffusionSegmenter(nn.Module):
             (B, classes, *spatial) float32 that sum to 1 over the classes: the share of members voting for a class, the
             members' mean probability or STAPLE's posterior, as ``combine`` says.
         """
-        if not torch.jit.is_scripting():
-            if isinstance(image, MetaTensor):  # what was done to the image is to be undone to the prediction
-                return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
-        return self._segment(image)
+        if torch.jit.is_scripting():
+            return self._segment(image)
+        return self._segment_eager(image)
+
+    @torch.jit.unused
+    def _segment_eager(self, image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            if not isinstance(image, MetaTensor):
+                return self._segment(image)
+            # what was done to the image is to be undone to the prediction
+            return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
 
     def _segment(self, image: Tensor) -> Tensor:
         condition = volume_to_slices(image, self.num_adjacent_slices) if image.dim() == 5 else image

@@ -161,3 +161,10 @@ def test_prediction_carries_what_was_done_to_the_image():
     prediction = decollate_batch(segmenter()(batch))[0]
     assert torch.equal(prediction.affine, image.affine)
     assert [step["class"] for step in prediction.applied_operations] == ["Flip"]
+
+
+def test_bfloat16_changes_little_and_something():
+    full, half = segmenter(combine="mean")(VOLUME), segmenter(combine="mean", amp=True)(VOLUME)
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.2
+    assert (full - half).abs().mean() < 0.01
