@@ -172,13 +172,7 @@ def _option(
 
 
 def _autocast(subject: Subject) -> Predict:
-    predict = inference_of(SimpleInferer(), subject.segmenter())
-
-    def cast(image: Tensor) -> Tensor:
-        with torch.autocast(torch.device(subject.device).type, torch.bfloat16):
-            return predict(image)
-
-    return cast
+    return inference_of(SimpleInferer(), subject.segmenter(amp=True))
 
 
 def _channels_last(subject: Subject) -> Predict:

@@ -82,7 +82,8 @@ class Subject:
         return self.weights is not None and Path(self.weights).is_file()
 
     def segmenter(self, **settings: Any) -> nn.Module:
-        """The bundle's network in eval mode, with ``settings`` of `DiffusionSegmenter` replaced."""
+        """The bundle's network in eval mode, in fp32, with ``settings`` of `DiffusionSegmenter` replaced."""
+        settings = {"amp": False, **settings}
         parser = self.config(**{f"network_def#{name}": value for name, value in settings.items()})
         torch.manual_seed(self.seed)
         network = parser.get_parsed_content("network")
