@@ -151,7 +151,8 @@ def in_monai_label() -> bool:
 
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
     """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
-    name = "phantoms" if dataset_dir is None else Path(dataset_dir).absolute().name
+    without_data = "monai_label" if in_monai_label() else "phantoms"
+    name = without_data if dataset_dir is None else Path(dataset_dir).absolute().name
     return str(Path(bundle_root) / "output" / name)
 
 
