@@ -25,8 +25,9 @@ def fir_filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed:
     Depthwise convolutions in bfloat16 are ten times slower than in float32 on a CPU. `torch.convolution` is what
     ``F.conv2d`` and ``F.conv_transpose2d`` call; unlike them it is left alone by autocast on the CPU.
     """
+    same, strides, paddings = x.to(kernel.dtype), [stride, stride], [padding, padding]
     filtered = torch.convolution(
-        x.to(kernel.dtype), kernel, None, [stride, stride], [padding, padding], [1, 1], transposed, [0, 0], kernel.shape[0]
+        same, kernel, None, strides, paddings, [1, 1], transposed, [0, 0], kernel.shape[0]
     )
     return filtered.to(x.dtype)
 
