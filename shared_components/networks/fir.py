@@ -22,7 +22,7 @@ def fir_kernel(channels: int, gain: float = 1.0) -> Tensor:
 def fir_filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed: bool = False) -> Tensor:
     """Filter every channel of (B, C, H, W) with its (C, 1, 4, 4) kernel, in the kernel's precision.
 
-    Depthwise convolutions in bfloat16 are ten times slower than in float32 on a CPU. `torch.convolution` is what
+    Depthwise convolutions in bfloat16 are several times slower than in float32 on a CPU. `torch.convolution` is what
     ``F.conv2d`` and ``F.conv_transpose2d`` call; unlike them it is left alone by autocast on the CPU.
     """
     same, strides, paddings = x.to(kernel.dtype), [stride, stride], [padding, padding]
