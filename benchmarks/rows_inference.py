@@ -20,6 +20,7 @@ from benchmarks.subject import Subject
 NAIVE = "SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
 BOUND = 2e-4
 WINDOWS_AT_ONCE = 4
+AXIAL = 2
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -56,11 +57,11 @@ def exact_volumes(subject: Subject) -> Iterator[Row]:
 
 def true_slices(subject: Subject) -> Iterator[Row]:
     """Row a3: windows in the plane, each true slice once a window."""
-    return _other_windows(subject, "a3", inference_of(column_inferer(), subject.segmenter()))
+    return _other_windows(subject, "a3", inference_of(column_inferer(), subject.segmenter(slice_axes=[AXIAL])))
 
 
 def whole_slices(subject: Subject) -> Iterator[Row]:
-    """Row a4: whole padded slices, as the bundle does it."""
+    """Row a4: whole padded slices, as the bundle does it: along all its slice axes."""
     whole = inference_of(SimpleInferer(), subject.segmenter())
     for row in _other_windows(subject, "a4", whole):
         if row.project_samples:
@@ -71,7 +72,7 @@ def whole_slices(subject: Subject) -> Iterator[Row]:
 
 def _other_windows(subject: Subject, name: str, predict: Predict) -> Iterator[Row]:
     gate = _quality_gate(subject, _cubes_dice, predict, "32^3 windows of row a2, which equal the naive ones")
-    kind = "same network, steps and members; other windows"
+    kind = "same network, steps and number of members; other windows, and in a4 other slice axes"
     for filters in FILTERS if gate.passed else FILTERS[:1]:
         yield _against_naive(subject, name, filters, gate, predict, kind)
 
@@ -123,7 +124,8 @@ def _naive(subject: Subject, filters: str, **settings) -> Predict:
 
 
 def _cubes(subject: Subject, **settings) -> Predict:
-    return inference_of(cube_inferer(WINDOWS_AT_ONCE), subject.segmenter(**settings))
+    network = subject.segmenter(slice_axes=[AXIAL], **settings)
+    return inference_of(cube_inferer(WINDOWS_AT_ONCE), network)
 
 
 def _details(subject: Subject, kind: str) -> dict:

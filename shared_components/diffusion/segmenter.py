@@ -1,6 +1,6 @@
 """A denoiser made into a segmentation network: image in, class probabilities out."""
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from monai.data import MetaTensor
@@ -29,8 +29,8 @@ class DiffusionSegmenter(nn.Module):
 
     Args:
         denoiser: estimates the clean label map: ``denoiser(noisy, timesteps, condition, latent, condition_features)``
-            with ``encode_condition(condition)`` and the attributes ``in_channels``, ``latent_dim`` and
-            ``downsampling`` (the factor that input sizes must be multiples of).
+            with ``encode_condition(condition)``, a list of tensors, and the attributes ``in_channels``, ``latent_dim``
+            and ``downsampling`` (the factor that input sizes must be multiples of).
         scheduler: MONAI scheduler that holds the training schedule (``alphas_cumprod``).
         num_inference_steps: reverse steps, 1..T; all T steps of the training schedule when ``None``.
         num_samples: ensemble members.
@@ -39,6 +39,9 @@ class DiffusionSegmenter(nn.Module):
         num_adjacent_slices: neighbours on each side of a slice that the denoiser's condition holds; volumes only.
         mirror_members: every second member sees the slices mirrored along their first axis and is mirrored back, for
             structures of either side of the body and a denoiser trained with such flips.
+        slice_axes: axes of a volume that the members slice it along in turn. Along another axis than the last, that
+            axis changes places with the last one, so the denoiser must know slices of either kind and the spacing
+            should be the same along both. Members of several axes see what a slice's neighbours cannot show.
         max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
@@ -57,6 +60,7 @@ class DiffusionSegmenter(nn.Module):
         sampler: str = "ddpm",
         num_adjacent_slices: int = 0,
         mirror_members: bool = False,
+        slice_axes: Sequence[int] = (2,),
         max_batch_size: int = 64,
         amp: bool = False,
         seed: int = 0,
@@ -66,6 +70,8 @@ class DiffusionSegmenter(nn.Module):
         _check_count("max_batch_size", max_batch_size)
         if combine not in COMBINE_CHOICES:
             raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
+        if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
+            raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
         alphas_cumprod = scheduler.alphas_cumprod.detach()
         table = self._table(alphas_cumprod, num_inference_steps, sampler)
         self.sampler = sampler
@@ -74,6 +80,7 @@ class DiffusionSegmenter(nn.Module):
         self.combine = combine
         self.num_adjacent_slices = num_adjacent_slices
         self.mirror_members = mirror_members
+        self.slice_axes: List[int] = list(slice_axes)
         self.max_batch_size = max_batch_size
         self.amp = amp
         self.seed = seed
@@ -125,47 +132,74 @@ class DiffusionSegmenter(nn.Module):
             return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
 
     def _segment(self, image: Tensor) -> Tensor:
-        condition = volume_to_slices(image, self.num_adjacent_slices) if image.dim() == 5 else image
-        condition, (top, left) = pad_to_multiple(condition.float(), self.downsampling)
-        depth = image.shape[4] if image.dim() == 5 else 1
-        position = torch.arange(condition.shape[0], device=image.device) % depth
-        per_call = max(1, self.max_batch_size // self.num_samples)
+        if image.dim() == 4:
+            return self._fuse([self._segment_slices(image, 1, 0, 1)])
+        views: List[Tensor] = []
+        for index, axis in enumerate(self.slice_axes[: self.num_samples]):
+            seen = image.transpose(axis + 2, 4)
+            slices = volume_to_slices(seen, self.num_adjacent_slices)
+            members = self._segment_slices(slices, seen.shape[4], index, len(self.slice_axes))
+            count = members.shape[0]
+            members = slices_to_volume(members.flatten(0, 1), seen.shape[4]).unflatten(0, [count, image.shape[0]])
+            views.append(members.transpose(axis + 3, 5))
+        return self._fuse(views)
+
+    def _fuse(self, views: List[Tensor]) -> Tensor:
+        """One prediction (B, C, *spatial) of what `_segment_slices` returned for each view."""
+        if self.combine == "staple":
+            return combine_members(torch.cat(views), "staple")
+        total = torch.zeros_like(views[0][0])
+        for index, view in enumerate(views):
+            total += view[0] * self._member_indices(index, len(views)).shape[0]
+        return total / self.num_samples
+
+    def _member_indices(self, first: int, stride: int) -> Tensor:
+        return torch.arange(first, self.num_samples, stride, device=self.timesteps.device)
+
+    def _segment_slices(self, slices: Tensor, depth: int, first: int, stride: int) -> Tensor:
+        """Segment slices (N, K, H, W), ``depth`` of them a case, by the members ``first``, ``first + stride``, ...
+
+        Returns:
+            Probabilities (M, N, C, H, W) of the members for STAPLE, which looks at whole images; else combined (M = 1).
+        """
+        condition, (top, left) = pad_to_multiple(slices.float(), self.downsampling)
+        member = self._member_indices(first, stride)
+        position = torch.arange(condition.shape[0], device=slices.device) % depth
+        per_call = max(1, self.max_batch_size // member.shape[0])
         parts: List[Tensor] = []
-        for first in range(0, condition.shape[0], per_call):
-            members = self._members(condition[first : first + per_call], position[first : first + per_call])
-            members = members[:, :, :, top : top + image.shape[2], left : left + image.shape[3]]
-            if self.combine != "staple":  # which looks at the whole image
+        for start in range(0, condition.shape[0], per_call):
+            chunk = condition[start : start + per_call]
+            members = self._members(chunk, position[start : start + per_call], member, stride)
+            members = members[:, :, :, top : top + slices.shape[2], left : left + slices.shape[3]]
+            if self.combine != "staple":
                 members = combine_members(members, self.combine).unsqueeze(0)
             parts.append(members)
-        members = torch.cat(parts, dim=1)
-        if image.dim() == 5:
-            count, slices = members.shape[0], members.shape[1]
-            stacked = slices_to_volume(members.flatten(0, 1), depth)
-            members = stacked.reshape([count, slices // depth, self.num_classes, image.shape[2], image.shape[3], depth])
-        return combine_members(members, "staple") if self.combine == "staple" else members[0]
+        return torch.cat(parts, dim=1)
 
-    def _members(self, condition: Tensor, position: Tensor) -> Tensor:
-        """Class probabilities (M, N, C, H, W) of all members for N slices (N, K, H, W)."""
+    def _members(self, condition: Tensor, position: Tensor, members: Tensor, stride: int) -> Tensor:
+        """Class probabilities (M, N, C, H, W) of the given members for N slices (N, K, H, W)."""
         count = condition.shape[0]
-        seen = torch.stack([condition, condition.flip(2)]) if self.mirror_members else condition.unsqueeze(0)
-        features = torch.stack([self.denoiser.encode_condition(view) for view in seen])
+        seen = [condition, condition.flip(2)] if self.mirror_members else [condition]
+        features = [self.denoiser.encode_condition(view) for view in seen]
         at_once = max(1, self.max_batch_size // count)
         parts: List[Tensor] = []
-        for first in range(0, self.num_samples, at_once):
-            member = torch.arange(first, min(first + at_once, self.num_samples), device=condition.device)
-            view = member % seen.shape[0]
+        for first in range(0, members.shape[0], at_once):
+            member = members[first : first + at_once]
+            mirrored = (member // stride) % len(seen)
             clean = self._reverse_process(
-                seen[view].flatten(0, 1),
-                features[view].flatten(0, 1),
+                torch.stack(seen)[mirrored].flatten(0, 1),
+                [_chosen(features, part, mirrored) for part in range(len(features[0]))],
                 member.repeat_interleave(count),
                 position.repeat(member.shape[0]),
             ).unflatten(0, [member.shape[0], count])
-            clean = torch.where((view == 1).reshape(-1, 1, 1, 1, 1), clean.flip(3), clean)
+            clean = torch.where((mirrored == 1).reshape(-1, 1, 1, 1, 1), clean.flip(3), clean)
             positive = ((clean.float() + 1) / 2).clamp(min=1e-6)
             parts.append(positive / positive.sum(dim=2, keepdim=True))
         return torch.cat(parts)
 
-    def _reverse_process(self, condition: Tensor, features: Tensor, member: Tensor, position: Tensor) -> Tensor:
+    def _reverse_process(
+        self, condition: Tensor, features: List[Tensor], member: Tensor, position: Tensor
+    ) -> Tensor:
         """Run the table's rows from pure noise to the clean estimate (N, C, H, W) in [-1, 1]."""
         size: Tuple[int, int] = (condition.shape[2], condition.shape[3])
         noisy = self._noise(0, member, position, self.num_classes, size)
@@ -197,6 +231,11 @@ class DiffusionSegmenter(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+def _chosen(features: List[List[Tensor]], part: int, view: Tensor) -> Tensor:
+    """One part of the features of several views (each (N, ...)), for a view per member: (M * N, ...)."""
+    return torch.stack([of_view[part] for of_view in features])[view].flatten(0, 1)
 
 
 def _check_count(name: str, value: int) -> None:

@@ -173,12 +173,12 @@ class CDALGenerator(nn.Module):
         initialise_layer(self.output_conv, "average", NEAR_ZERO)
 
     @torch.jit.export
-    def encode_condition(self, condition: Tensor) -> Tensor:
-        """Features of the image, the same for every step: (B, K, H, W) to (B, channels[0], H, W)."""
+    def encode_condition(self, condition: Tensor) -> List[Tensor]:
+        """Features of the image, the same for every step: (B, K, H, W) to one tensor (B, channels[0], H, W)."""
         features = self.condition_conv(condition)
         for block in self.condition_blocks:
             features = block(features)
-        return features
+        return [features]
 
     @torch.jit.export
     def embed_latent(self, latent: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class CDALGenerator(nn.Module):
         timesteps: Tensor,
         condition: Tensor,
         latent: Optional[Tensor] = None,
-        condition_features: Optional[Tensor] = None,
+        condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """What `forward` computes, before the output activation: (B, C, H, W), unbounded."""
         if not torch.jit.is_tracing():
@@ -206,7 +206,7 @@ class CDALGenerator(nn.Module):
         # Every block applies the same activation to the time embedding: once is enough.
         time = F.silu(self.time_embedding(embedding))
 
-        x, pyramid = self.input_conv(noisy) + condition_features, noisy
+        x, pyramid = self.input_conv(noisy) + condition_features[0], noisy
         skips = [x]
         for level in self.down_levels:
             x, pyramid = level(x, pyramid, time, modulation, skips)
@@ -222,7 +222,7 @@ class CDALGenerator(nn.Module):
         timesteps: Tensor,
         condition: Tensor,
         latent: Optional[Tensor] = None,
-        condition_features: Optional[Tensor] = None,
+        condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """Estimate the clean label map.
 

@@ -1,6 +1,6 @@
 """A denoiser's backbone as a plain segmentation network: the opponent every diffusion result is compared with."""
 
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class PlainDenoiser(nn.Module):
         self.downsampling: int = denoiser.downsampling
 
     @torch.jit.export
-    def encode_condition(self, condition: Tensor) -> Tensor:
+    def encode_condition(self, condition: Tensor) -> List[Tensor]:
         """Return the backbone's features of the condition."""
         return self.denoiser.encode_condition(condition)
 
@@ -34,7 +34,7 @@ class PlainDenoiser(nn.Module):
         timesteps: Tensor,
         condition: Tensor,
         latent: Optional[Tensor] = None,
-        condition_features: Optional[Tensor] = None,
+        condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """Return the label map (B, C, H, W) in [-1, 1]; only ``condition`` matters."""
         return self.denoiser(

@@ -98,7 +98,7 @@ def attend_and_noise(
 
 @torch.no_grad()
 def roll_out(
-    denoiser: nn.Module, process: FewStepProcess, noisy: Tensor, condition: Tensor, features: Tensor, draws: Draws
+    denoiser: nn.Module, process: FewStepProcess, noisy: Tensor, condition: Tensor, features: list[Tensor], draws: Draws
 ) -> Tensor:
     """The input that sampling would show at ``draws.timesteps``: reverse steps from pure noise with the denoiser.
 
@@ -118,7 +118,8 @@ def roll_out(
         timesteps = torch.full_like(draws.timesteps[going], step)
         latent = torch.randn_like(draws.latent[going])
         start = current[going]
-        estimate = denoiser(start, timesteps, condition[going], latent, features[going]).float()
+        chosen = [part[going] for part in features]
+        estimate = denoiser(start, timesteps, condition[going], latent, chosen).float()
         current = current.clone()
         current[going] = process.posterior(estimate, start, timesteps, torch.randn_like(start))
         arrived = draws.timesteps == step - 1

@@ -176,7 +176,7 @@ class SpatialAttentionTrainer(Trainer):
         self.optimizer.zero_grad()
         with self._autocast():
             features = self.denoiser.encode_condition(condition)
-            noisy, weights = self._denoiser_input(clean, condition, features.detach(), draws)
+            noisy, weights = self._denoiser_input(clean, condition, [part.detach() for part in features], draws)
             estimate = self.denoiser(noisy, draws.timesteps, condition, draws.latent, features)
             loss = self._denoiser_loss(estimate, clean, weights)
             terms = {"loss": loss.detach()}
@@ -193,7 +193,7 @@ class SpatialAttentionTrainer(Trainer):
         return terms
 
     def _denoiser_input(
-        self, clean: Tensor, condition: Tensor, features: Tensor, draws: Draws
+        self, clean: Tensor, condition: Tensor, features: list[Tensor], draws: Draws
     ) -> tuple[Tensor, Tensor]:
         attended, weights = attend_and_noise(
             self.discriminator, self.process, clean, condition, draws, self.attention_level, self.attention

@@ -43,7 +43,7 @@ VOLUME = torch.randn(2, 1, 9, 7, 5, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize("combine", ["majority", "mean", "staple"])
 def test_result_does_not_depend_on_chunks(combine):
-    options = {"num_samples": 4, "combine": combine, "mirror_members": True}
+    options = {"num_samples": 4, "combine": combine, "mirror_members": True, "slice_axes": (2, 0)}
     whole = segmenter(max_batch_size=1000, **options)(VOLUME)
     for size in (1, 3, 7):
         part = segmenter(max_batch_size=size, **options)(VOLUME)
@@ -92,6 +92,36 @@ def test_mirrored_members_are_mirrored_back():
     assert not torch.allclose(network(image.flip(2)).flip(2), network(image), atol=1e-3)
 
 
+def without_noise(**options) -> DiffusionSegmenter:
+    network = segmenter(combine="mean", **options)
+    network._noise = lambda draw, member, position, channels, size: torch.zeros(len(member), channels, *size)
+    return network
+
+
+def test_members_along_several_axes():
+    """Slicing along the first axis is slicing the volume whose first and last axes changed places."""
+    last, first = without_noise(num_samples=1)(VOLUME), without_noise(num_samples=1, slice_axes=(0,))(VOLUME)
+    exchanged = without_noise(num_samples=1)(VOLUME.transpose(2, 4)).transpose(2, 4)
+    torch.testing.assert_close(first, exchanged, atol=1e-5, rtol=0)
+    assert (first - last).abs().max() > 1e-3
+    three = without_noise(num_samples=3, slice_axes=(2, 0))(VOLUME)
+    torch.testing.assert_close(three, (2 * last + first) / 3, atol=1e-5, rtol=0)
+    torch.testing.assert_close(without_noise(num_samples=1, slice_axes=(2, 0))(VOLUME), last, atol=1e-5, rtol=0)
+
+
+def test_each_axis_has_its_mirrored_members():
+    mirror = {"mirror_members": True}
+    four = without_noise(num_samples=4, slice_axes=(2, 0), **mirror)(VOLUME)
+    pairs = [without_noise(num_samples=2, slice_axes=(axis,), **mirror)(VOLUME) for axis in (2, 0)]
+    torch.testing.assert_close(four, (pairs[0] + pairs[1]) / 2, atol=1e-5, rtol=0)
+
+
+def test_an_image_has_no_other_axis_to_slice_along():
+    image = VOLUME[..., 0]
+    options = {"num_samples": 3, "num_adjacent_slices": 0, "combine": "mean"}
+    assert torch.equal(segmenter(slice_axes=(2, 0), **options)(image), segmenter(**options)(image))
+
+
 def test_train_mode_draws_fresh_noise_and_eval_does_not():
     network = segmenter(combine="mean")
     assert torch.equal(network(VOLUME), network(VOLUME))
@@ -112,7 +142,8 @@ def test_single_step_returns_the_denoiser_at_the_last_timestep():
 
 def test_scripted_network_equals_the_eager_one():
     for combine in ("majority", "staple"):
-        network = segmenter(num_samples=3, combine=combine, mirror_members=combine == "staple")
+        options = {"mirror_members": True, "slice_axes": (2, 0)} if combine == "staple" else {}
+        network = segmenter(num_samples=3, combine=combine, **options)
         scripted = torch.jit.script(network)
         torch.testing.assert_close(scripted(VOLUME), network(VOLUME), atol=1e-5, rtol=0)
 
@@ -137,6 +168,7 @@ def test_state_does_not_depend_on_how_it_samples():
         ({"num_inference_steps": 3}, r"1\.\.2 .*, not 3"),
         ({"num_inference_steps": -1}, r"1\.\.2 .*, not -1"),
         ({"sampler": "euler"}, "ddpm, ddim"),
+        ({"slice_axes": (3,)}, r"slice_axes must be one or several of 0, 1, 2, not \[3\]"),
     ],
 )
 def test_nonsense_is_refused_with_the_choices(options, message):
