@@ -125,9 +125,12 @@ class TrainingState:
         engine.state.epoch = state["progress"]["epoch"]
         engine.state.iteration = state["progress"]["iteration"]
         if engine.state.epoch >= engine.state.max_epochs:
-            raise InputError(
-                f"{self.path}: all {engine.state.epoch} epochs are done; to train on, start in a new --output_dir with "
-                f"--ckpt_path {self.path.parent / 'model.pt'}"
+            logger.warning(
+                "%s: all %d epochs are done, what is left is the report; to train on, start in a new --output_dir with "
+                "--ckpt_path %s",
+                self.path,
+                engine.state.epoch,
+                self.path.parent / "model.pt",
             )
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best"]["metric"]

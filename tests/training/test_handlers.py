@@ -124,10 +124,12 @@ def test_earlier_run_is_not_overwritten_unless_asked(tmp_path):
     training(tmp_path, nn.Linear(2, 1), 1, overwrite=True)
 
 
-def test_finished_run_says_what_to_give(tmp_path):
-    training(tmp_path, nn.Linear(2, 1), 1)
-    with pytest.raises(InputError, match="all 1 epochs are done; .* new --output_dir with --ckpt_path .*model.pt"):
-        training(tmp_path, nn.Linear(2, 1), 1, resume=True)
+def test_finished_run_is_left_as_it_is_and_says_what_to_give(tmp_path, caplog):
+    finished, again = nn.Linear(2, 1), nn.Linear(2, 1)
+    training(tmp_path, finished, 1)
+    training(tmp_path, again, 1, resume=True)
+    assert torch.equal(again.weight, finished.weight)
+    assert "all 1 epochs are done" in caplog.text and f"--ckpt_path {tmp_path / 'model.pt'}" in caplog.text
 
 
 def test_changed_settings_are_listed(tmp_path):
