@@ -138,8 +138,8 @@ class NaiveSegmenter(nn.Module):
         noisy = noise(0, owner.num_classes, *size)
         for step in range(owner.num_inference_steps):
             latent = noise(2 * step + 1, owner.latent_dim, 1, 1).flatten(1)
-            clean = self.denoiser(noisy, owner.timesteps[step].expand(count), condition, latent)
-            weights = owner.coefficients[step]
+            clean = self.denoiser(noisy, owner.process.timesteps[step].expand(count), condition, latent)
+            weights = owner.process.coefficients[step]
             noisy = weights[0] * clean + weights[1] * noisy
             if step + 1 < owner.num_inference_steps:
                 noisy = noisy + weights[2] * noise(2 * step + 2, owner.num_classes, *size)

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch
+from monai.networks.schedulers.scheduler import Scheduler
 from monai.networks.utils import one_hot
 from torch import Tensor
 
+from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.slices import volume_to_slices
+from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
+from shared_components.errors import InputError
+
+Device = str | torch.device | None
 
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def condition_and_label(
+    batchdata: Mapping[str, Tensor], num_adjacent_slices: int, device: Device, non_blocking: bool
+) -> tuple[Tensor, Tensor]:
+    """Move a batch to the device and cut volumes into slices with their neighbours.
+
+    Only slices whose neighbours lie in the crop are used, so a crop of depth S gives S - 2 ``num_adjacent_slices``.
+
+    Returns:
+        Condition (N, K, H, W) float32 of images (B, K', H, W[, D]), and label values (N, 1, H, W).
+
+    Raises:
+        ValueError: crops with too few slices.
+    """
+    image = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32)
+    label = _plain(batchdata["label"]).to(device, non_blocking=non_blocking)
+    if image.ndim == 4:
+        return image.contiguous(), label
+    depth, reach = image.shape[4], num_adjacent_slices
+    if depth <= 2 * reach:
+        raise ValueError(f"crops need more than {2 * reach} slices for {reach} neighbours a side, not {depth}")
+    slices = volume_to_slices(image, reach).unflatten(0, (-1, depth))[:, reach : depth - reach].flatten(0, 1)
+    return slices.contiguous(), volume_to_slices(label[..., reach : depth - reach])
 
 
 class LabelDiffusionPrepareBatch(PrepareBatch):
@@ -33,23 +65,79 @@ class LabelDiffusionPrepareBatch(PrepareBatch):
         self.num_adjacent_slices = num_adjacent_slices
 
     def __call__(
-        self,
-        batchdata: Mapping[str, Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batchdata: Mapping[str, Tensor], device: Device = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return condition (N, K, H, W) and clean (N, C, H, W) of images (B, K, H, W[, D]) and labels (B, 1, ...)."""
-        image = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32)
-        label = _plain(batchdata["label"]).to(device, non_blocking=non_blocking)
-        if image.ndim == 5:
-            image, label = self._slices(image, label)
+        condition, label = condition_and_label(batchdata, self.num_adjacent_slices, device, non_blocking)
         clean = 2 * one_hot(label, self.num_classes, dtype=torch.float32) - 1
-        return image.contiguous(), clean.contiguous()
+        return condition, clean.contiguous()
 
-    def _slices(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        depth, reach = image.shape[4], self.num_adjacent_slices
-        if depth <= 2 * reach:
-            raise ValueError(f"crops need more than {2 * reach} slices for {reach} neighbours a side, not {depth}")
-        slices = volume_to_slices(image, reach).unflatten(0, (-1, depth))[:, reach : depth - reach].flatten(0, 1)
-        return slices, volume_to_slices(label[..., reach : depth - reach])
+
+class NoisePredictionPrepareBatch(PrepareBatch):
+    """Turn crops into what a denoiser is called with and what `DenoisingLoss` compares its output with.
+
+    With MONAI's ``SupervisedTrainer`` and ``SimpleInferer`` the network is called as
+    ``denoiser(noisy, timesteps, condition)``. Timesteps and noise come from torch's global generators, so they are
+    drawn afresh at every call and `EpochSeeder` makes them repeatable.
+
+    Args:
+        label_coding: how label values become the map that is diffused.
+        scheduler: MONAI scheduler with the training schedule.
+        timestep_sampler: draws the timesteps; all equally often when ``None``.
+        num_adjacent_slices: as in `DiffusionSegmenter`.
+        prediction_type: what the denoiser predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+
+    Raises:
+        InputError: an unknown prediction type, or a timestep sampler of another number of timesteps.
+    """
+
+    def __init__(
+        self,
+        label_coding: LabelCoding,
+        scheduler: Scheduler,
+        timestep_sampler: UniformTimestepSampler | None = None,
+        num_adjacent_slices: int = 0,
+        prediction_type: str = "epsilon",
+    ) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        count = scheduler.num_train_timesteps
+        self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
+        if self.timestep_sampler.num_train_timesteps != count:
+            raise InputError(
+                f"the timestep sampler has num_train_timesteps {self.timestep_sampler.num_train_timesteps}, "
+                f"the scheduler {count}: they must be the same"
+            )
+        self.label_coding = label_coding
+        # a copy, because add_noise rounds the scheduler's table to the precision of the images
+        self.scheduler = copy.deepcopy(scheduler)
+        self.num_adjacent_slices = num_adjacent_slices
+        self.prediction_type = prediction_type
+
+    def __call__(
+        self, batchdata: Mapping[str, Tensor], device: Device = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Any]]:
+        """Draw timesteps and noise for images (B, K, H, W[, D]) and labels (B, 1, ...).
+
+        Returns:
+            noisy (N, C, H, W); targets ``target``, ``clean`` and ``presence`` (N, C, H, W), ``timesteps`` (N,) int64
+            and ``weights`` (N,); arguments (timesteps, condition (N, K, H, W)); no keyword arguments.
+        """
+        condition, label = condition_and_label(batchdata, self.num_adjacent_slices, device, non_blocking)
+        clean = self.label_coding.encode(label).contiguous()
+        timesteps, weights = self.timestep_sampler.sample(len(clean), clean.device)
+        noise = torch.randn_like(clean)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        targets = {
+            "target": self._target(clean, noise, timesteps),
+            "clean": clean,
+            "presence": self.label_coding.presence(clean),
+            "timesteps": timesteps,
+            "weights": weights,
+        }
+        return noisy, targets, (timesteps, condition), {}
+
+    def _target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(clean, noise, timesteps)
+        return clean if self.prediction_type == "sample" else noise

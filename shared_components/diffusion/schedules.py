@@ -2,9 +2,14 @@
 
 A schedule registered here is named in a configuration as any of MONAI's:
 ``{"_target_": "monai.networks.schedulers.DDPMScheduler", "num_train_timesteps": 4, "schedule": "vp_few_step"}``.
+
+``linear_rescaled`` and ``cosine_double`` are MONAI's ``linear_beta`` and ``cosine`` in double precision, which the
+variances of the cleanest timesteps need: in single precision the cosine's first beta is 0.1 % off.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
@@ -12,6 +17,7 @@ from monai.utils import unsqueeze_right
 from torch import Tensor
 
 from shared_components.diffusion.tables import reverse_table
+from shared_components.errors import InputError
 
 
 @NoiseSchedules.add_def("vp_few_step", "Variance-preserving curve cut into a few large steps")
@@ -34,6 +40,36 @@ def vp_few_step(num_train_timesteps: int, beta_min: float = 0.1, beta_max: float
     return -torch.expm1(log_abar[1:] - log_abar[:-1]).float()
 
 
+@NoiseSchedules.add_def("linear_rescaled", "Linear betas, scaled so that the curve of 1000 steps is cut into T steps")
+def linear_rescaled(num_train_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """Betas from ``beta_start`` to ``beta_end`` times 1000 / T, (T,) float64.
+
+    The schedule of guided diffusion (Dhariwal and Nichol 2021) and of MedSegDiff.
+
+    Raises:
+        InputError: so few steps that a beta reaches 1, after which no signal is left; with the default range, 20.
+    """
+    if num_train_timesteps <= 1000 * beta_end:
+        raise InputError(
+            f"num_train_timesteps must be more than {math.floor(1000 * beta_end)} for the schedule linear_rescaled "
+            f"(its last step would leave no signal), not {num_train_timesteps}: train on more steps and set "
+            "num_inference_steps to sample in few"
+        )
+    scale = 1000 / num_train_timesteps
+    return torch.linspace(scale * beta_start, scale * beta_end, num_train_timesteps, dtype=torch.float64)
+
+
+@NoiseSchedules.add_def("cosine_double", "Cosine schedule in double precision")
+def cosine_double(num_train_timesteps: int, offset: float = 8e-3, max_beta: float = 0.999) -> Tensor:
+    """Betas of abar(u) = cos^2((u + offset) / (1 + offset) pi / 2), at most ``max_beta``, (T,) float64.
+
+    Nichol and Dhariwal 2021, equation 17.
+    """
+    u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    abar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - abar[1:] / abar[:-1]).clamp(max=max_beta)
+
+
 class FewStepProcess:
     """The forward transitions and the posteriors of a few-step schedule, for a timestep per sample.
 
@@ -47,7 +83,7 @@ class FewStepProcess:
         abar = scheduler.alphas_cumprod.detach().cpu().double()
         self.num_timesteps = len(abar)
         self._levels = torch.cat([torch.ones(1, dtype=torch.float64), abar])
-        self._posterior = reverse_table(abar, len(abar), "ddpm").coefficients.flip(0)
+        self._posterior = reverse_table(abar, len(abar), "ddpm").coefficients[:, :3].flip(0)
 
     def pair(self, clean: Tensor, timesteps: Tensor, noise: Tensor, next_noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw (x_t, x_{t+1}): from the clean label map to level t, then one transition on.

@@ -1,15 +1,16 @@
 """A denoiser made into a segmentation network: image in, class probabilities out."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from monai.data import MetaTensor
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
+from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.noise import addressed_noise
+from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
-from shared_components.diffusion.tables import ReverseTable, reverse_table
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.errors import InputError
 
@@ -28,14 +29,17 @@ class DiffusionSegmenter(nn.Module):
     The training schedule is part of the state dict, so weights trained with another schedule are refused.
 
     Args:
-        denoiser: estimates the clean label map: ``denoiser(noisy, timesteps, condition, latent, condition_features)``
-            with ``encode_condition(condition)``, a list of tensors, and the attributes ``in_channels``, ``latent_dim``
-            and ``downsampling`` (the factor that input sizes must be multiples of).
+        denoiser: ``denoiser(noisy, timesteps, condition, latent, condition_features)`` returns its prediction and, if
+            its attribute ``learned_variance`` is set, the variance head, and, if ``calibrated`` is, the condition
+            branch's own map in [0, 1]. It has ``encode_condition(condition)``, a list of tensors, and the attributes
+            ``in_channels`` (of the prediction), ``latent_dim`` (0 for none) and ``downsampling`` (the factor that input
+            sizes must be multiples of).
         scheduler: MONAI scheduler that holds the training schedule (``alphas_cumprod``).
         num_inference_steps: reverse steps, 1..T; all T steps of the training schedule when ``None``.
         num_samples: ensemble members.
         combine: ``majority``, ``mean`` or ``staple`` (`shared_components.ensembling.combine_members`).
-        sampler: ``ddpm`` (the posterior; cDAL's) or ``ddim``.
+        label_coding: how label maps are coded; one channel a class in [-1, 1] when ``None``.
+        fusion: blends what was sampled with the map of a ``calibrated`` denoiser; the map is ignored when ``None``.
         num_adjacent_slices: neighbours on each side of a slice that the denoiser's condition holds; volumes only.
         mirror_members: every second member sees the slices mirrored along their first axis and is mirrored back, for
             structures of either side of the body and a denoiser trained with such flips.
@@ -45,6 +49,7 @@ class DiffusionSegmenter(nn.Module):
         max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
+        **process_options: of `ReverseProcess`: ``sampler``, ``prediction_type``, ``spacing``, ``clip`` and others.
 
     Raises:
         InputError: a number of steps, members or a name outside the valid ones; the message lists them.
@@ -57,13 +62,15 @@ class DiffusionSegmenter(nn.Module):
         num_inference_steps: Optional[int] = None,
         num_samples: int = 5,
         combine: str = "majority",
-        sampler: str = "ddpm",
+        label_coding: Optional[LabelCoding] = None,
+        fusion: Optional[nn.Module] = None,
         num_adjacent_slices: int = 0,
         mirror_members: bool = False,
         slice_axes: Sequence[int] = (2,),
         max_batch_size: int = 64,
         amp: bool = False,
         seed: int = 0,
+        **process_options: Any,
     ) -> None:
         super().__init__()
         _check_count("num_samples", num_samples)
@@ -72,10 +79,21 @@ class DiffusionSegmenter(nn.Module):
             raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
-        alphas_cumprod = scheduler.alphas_cumprod.detach()
-        table = self._table(alphas_cumprod, num_inference_steps, sampler)
-        self.sampler = sampler
+        if label_coding is None:
+            label_coding = LabelCoding(list(range(1, denoiser.in_channels)), coding="classes")
+        if label_coding.num_channels != denoiser.in_channels:
+            raise InputError(
+                f"the denoiser predicts {denoiser.in_channels} channels, the label coding has "
+                f"{label_coding.num_channels}: give both the same labels"
+            )
+        process_options["learned_variance"] = getattr(denoiser, "learned_variance", False)
+        self._process_options = process_options
+        self._alphas_cumprod = scheduler.alphas_cumprod.detach()
+        self.register_buffer("schedule", self._alphas_cumprod.float())
+        self.process = self._process(num_inference_steps)
         self.denoiser = denoiser
+        self.label_coding = label_coding
+        self.fusion = fusion if getattr(denoiser, "calibrated", False) else None
         self.num_samples = num_samples
         self.combine = combine
         self.num_adjacent_slices = num_adjacent_slices
@@ -84,30 +102,28 @@ class DiffusionSegmenter(nn.Module):
         self.max_batch_size = max_batch_size
         self.amp = amp
         self.seed = seed
-        self.num_classes: int = denoiser.in_channels
+        self.num_classes: int = label_coding.num_classes
+        self.channels: int = denoiser.in_channels
         self.latent_dim: int = denoiser.latent_dim
         self.downsampling: int = denoiser.downsampling
-        self.num_inference_steps: int = len(table.timesteps)
-        self.register_buffer("schedule", alphas_cumprod.float())
-        self.register_buffer("timesteps", table.timesteps, persistent=False)
-        self.register_buffer("coefficients", table.coefficients.float(), persistent=False)
 
-    @staticmethod
-    def _table(alphas_cumprod: Tensor, num_inference_steps: Optional[int], sampler: str) -> ReverseTable:
-        steps = len(alphas_cumprod) if num_inference_steps is None else num_inference_steps
-        try:
-            return reverse_table(alphas_cumprod, steps, sampler)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    @torch.jit.unused
+    def _process(self, num_inference_steps: Optional[int]) -> ReverseProcess:
+        return ReverseProcess(self._alphas_cumprod, num_inference_steps, **self._process_options).to(
+            self.schedule.device
+        )
 
     @torch.jit.unused
     def set_sampling(self, num_samples: int, num_inference_steps: Optional[int]) -> None:
         """Change the ensemble members and the reverse steps; see the class for the values and the errors."""
         _check_count("num_samples", num_samples)
-        table = self._table(self.schedule, num_inference_steps, self.sampler)
-        self.num_samples, self.num_inference_steps = num_samples, len(table.timesteps)
-        self.timesteps = table.timesteps.to(self.timesteps)
-        self.coefficients = table.coefficients.to(self.coefficients)
+        self.process = self._process(num_inference_steps)
+        self.num_samples = num_samples
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Reverse steps."""
+        return self.process.num_inference_steps
 
     def forward(self, image: Tensor) -> Tensor:
         """Return class probabilities.
@@ -154,7 +170,7 @@ class DiffusionSegmenter(nn.Module):
         return total / self.num_samples
 
     def _member_indices(self, first: int, stride: int) -> Tensor:
-        return torch.arange(first, self.num_samples, stride, device=self.timesteps.device)
+        return torch.arange(first, self.num_samples, stride, device=self.schedule.device)
 
     def _segment_slices(self, slices: Tensor, depth: int, first: int, stride: int) -> Tensor:
         """Segment slices (N, K, H, W), ``depth`` of them a case, by the members ``first``, ``first + stride``, ...
@@ -163,56 +179,67 @@ class DiffusionSegmenter(nn.Module):
             Probabilities (M, N, C, H, W) of the members for STAPLE, which looks at whole images; else combined (M = 1).
         """
         condition, (top, left) = pad_to_multiple(slices.float(), self.downsampling)
+        window = (top, left, slices.shape[2], slices.shape[3])
         member = self._member_indices(first, stride)
         position = torch.arange(condition.shape[0], device=slices.device) % depth
         per_call = max(1, self.max_batch_size // member.shape[0])
         parts: List[Tensor] = []
         for start in range(0, condition.shape[0], per_call):
-            chunk = condition[start : start + per_call]
-            members = self._members(chunk, position[start : start + per_call], member, stride)
-            members = members[:, :, :, top : top + slices.shape[2], left : left + slices.shape[3]]
+            chunk, where = condition[start : start + per_call], position[start : start + per_call]
+            members = self._members(chunk, where, member, stride, window)
             if self.combine != "staple":
                 members = combine_members(members, self.combine).unsqueeze(0)
             parts.append(members)
         return torch.cat(parts, dim=1)
 
-    def _members(self, condition: Tensor, position: Tensor, members: Tensor, stride: int) -> Tensor:
-        """Class probabilities (M, N, C, H, W) of the given members for N slices (N, K, H, W)."""
+    def _members(
+        self, condition: Tensor, position: Tensor, members: Tensor, stride: int, window: Tuple[int, int, int, int]
+    ) -> Tensor:
+        """Class probabilities (M, N, C, H, W) of the members in the window (top, left, H, W) of N padded slices."""
         count = condition.shape[0]
         seen = [condition, condition.flip(2)] if self.mirror_members else [condition]
         features = [self.denoiser.encode_condition(view) for view in seen]
         at_once = max(1, self.max_batch_size // count)
+        top, left, height, width = window
         parts: List[Tensor] = []
         for first in range(0, members.shape[0], at_once):
             member = members[first : first + at_once]
             mirrored = (member // stride) % len(seen)
-            clean = self._reverse_process(
+            sampled = self._reverse_process(
                 torch.stack(seen)[mirrored].flatten(0, 1),
                 [_chosen(features, part, mirrored) for part in range(len(features[0]))],
                 member.repeat_interleave(count),
                 position.repeat(member.shape[0]),
-            ).unflatten(0, [member.shape[0], count])
-            clean = torch.where((mirrored == 1).reshape(-1, 1, 1, 1, 1), clean.flip(3), clean)
-            positive = ((clean.float() + 1) / 2).clamp(min=1e-6)
-            parts.append(positive / positive.sum(dim=2, keepdim=True))
+            )
+            is_mirrored = (mirrored == 1).repeat_interleave(count).reshape(-1, 1, 1, 1)
+            sampled = torch.where(is_mirrored, sampled.flip(2), sampled)
+            sampled = sampled[:, :, top : top + height, left : left + width]
+            parts.append(self._decode(sampled).unflatten(0, [member.shape[0], count]))
         return torch.cat(parts)
 
-    def _reverse_process(
-        self, condition: Tensor, features: List[Tensor], member: Tensor, position: Tensor
-    ) -> Tensor:
-        """Run the table's rows from pure noise to the clean estimate (N, C, H, W) in [-1, 1]."""
+    def _decode(self, sampled: Tensor) -> Tensor:
+        if self.fusion is None:
+            return self.label_coding.decode(sampled[:, : self.channels])
+        presence = self.fusion(sampled[:, : self.channels], sampled[:, self.channels :])
+        return self.label_coding.probabilities(presence)
+
+    def _reverse_process(self, condition: Tensor, features: List[Tensor], member: Tensor, position: Tensor) -> Tensor:
+        """Sample label maps (N, C, H, W) from pure noise; behind them, for the fusion, the denoiser's own maps."""
         size: Tuple[int, int] = (condition.shape[2], condition.shape[3])
-        noisy = self._noise(0, member, position, self.num_classes, size)
-        for step in range(self.num_inference_steps):
+        noisy = self._noise(0, member, position, self.channels, size)
+        output, clean = noisy, noisy
+        for step in range(self.process.num_inference_steps):
             latent: Optional[Tensor] = None
             if self.latent_dim > 0:
                 latent = self._noise(2 * step + 1, member, position, self.latent_dim, (1, 1)).flatten(1)
-            timesteps = self.timesteps[step].expand(condition.shape[0])
-            clean = self.denoiser(noisy, timesteps, condition, latent, features)
-            weights = self.coefficients[step]
-            noisy = weights[0] * clean + weights[1] * noisy
-            if step + 1 < self.num_inference_steps:
-                noisy = noisy + weights[2] * self._noise(2 * step + 2, member, position, self.num_classes, size)
+            timesteps = self.process.timestep(step, condition.shape[0])
+            output = self.denoiser(noisy, timesteps, condition, latent, features)
+            noise: Optional[Tensor] = None
+            if self.process.stochastic and step + 1 < self.process.num_inference_steps:
+                noise = self._noise(2 * step + 2, member, position, self.channels, size)
+            noisy, clean = self.process(step, output, noisy, clean, noise)
+        if self.fusion is not None:
+            return torch.cat([noisy, output[:, -self.channels :].to(noisy.dtype)], dim=1)
         return noisy
 
     def _noise(self, draw: int, member: Tensor, position: Tensor, channels: int, size: Tuple[int, int]) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from monai.networks.schedulers import DDPMScheduler
 
-from shared_components.diffusion.schedules import FewStepProcess, vp_few_step
+from shared_components.diffusion.schedules import FewStepProcess, cosine_double, linear_rescaled, vp_few_step
+from shared_components.errors import InputError
 
 ABAR = {  # signal levels sqrt(alphas_cumprod)
     1: [0.00657369],
@@ -66,6 +67,42 @@ def test_pair_composes_two_transitions():
     expected = 0.280492 * clean + 0.959856 * noise
     torch.testing.assert_close(label_t, expected, atol=2e-6, rtol=0)
     torch.testing.assert_close(noisy, 0.208764 * expected + 0.977966 * next_noise, atol=3e-6, rtol=0)
+
+
+LINEAR_ABAR = {  # of linear_rescaled, by timestep
+    1000: {0: 0.9999, 499: 0.07858724288, 999: 4.035829765e-05},
+    100: {49: 0.07419699672, 99: 2.039008976e-05},
+    50: {24: 0.06908898306, 49: 7.744765699e-06},
+}
+
+
+@pytest.mark.parametrize("timesteps", LINEAR_ABAR)
+def test_rescaled_linear_schedule(timesteps):
+    scheduler = DDPMScheduler(timesteps, schedule="linear_rescaled")
+    assert scheduler.alphas_cumprod.dtype == torch.float64
+    found = {t: scheduler.alphas_cumprod[t].item() for t in LINEAR_ABAR[timesteps]}
+    assert found == pytest.approx(LINEAR_ABAR[timesteps], rel=1e-9)
+    ends = (scheduler.betas[0].item(), scheduler.betas[-1].item())
+    assert ends == pytest.approx((0.1 / timesteps, 20 / timesteps))
+
+
+def test_cosine_schedule():
+    scheduler = DDPMScheduler(1000, schedule="cosine_double")
+    assert (scheduler.betas[0].item(), scheduler.betas[-1].item()) == pytest.approx((4.128422482e-05, 0.999), rel=1e-9)
+    found = (scheduler.alphas_cumprod[499].item(), scheduler.alphas_cumprod[999].item())
+    assert found == pytest.approx((0.4938435904, 2.428766907e-09), rel=1e-9)
+
+
+def test_schedules_are_monais_in_double_precision():
+    for own, theirs in ((linear_rescaled(1000), "linear_beta"), (cosine_double(1000), "cosine")):
+        torch.testing.assert_close(own.float(), DDPMScheduler(1000, schedule=theirs).betas, atol=2e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("timesteps", [20, 4, 0])
+def test_linear_schedule_that_leaves_no_signal_is_refused(timesteps):
+    with pytest.raises(InputError, match=f"more than 20 .* not {timesteps}: .* num_inference_steps"):
+        DDPMScheduler(timesteps, schedule="linear_rescaled")
+    assert linear_rescaled(21)[-1] < 1
 
 
 def test_no_steps_are_refused():
