@@ -1,11 +1,17 @@
-"""Inferers that set how a segmenter samples."""
+"""Inferers that set how a segmenter samples, and what a denoiser is shown in training."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from monai.inferers import SimpleInferer
+from monai.networks.schedulers.scheduler import Scheduler
+from monai.utils import unsqueeze_right
 from torch import Tensor, nn
+
+from shared_components.diffusion.reverse import ReverseProcess
 
 
 class SamplingInferer(SimpleInferer):
@@ -31,3 +37,54 @@ class SamplingInferer(SimpleInferer):
         """
         network.set_sampling(self.num_samples, self.num_inference_steps)
         return super().__call__(inputs, network, *args, **kwargs)
+
+
+class RecyclingInferer(SimpleInferer):
+    """Train a denoiser on its own estimates: what it is shown is noised from those instead of the true label map.
+
+    Noising the true label map tells a denoiser in training what no one tells it at sampling. Here a first call, without
+    gradients, turns pure noise into a clean estimate; that estimate is noised to the drawn timesteps and shown in the
+    call that is trained (Fu et al. 2023, "recycling"). Not part of the published MedSegDiff.
+
+    Args:
+        scheduler: MONAI scheduler with the training schedule.
+        prediction_type: what the denoiser predicts: ``sample``, ``epsilon`` or ``v_prediction``.
+        clip: (low, high) that the estimate is clipped to.
+        share: of the samples, drawn for each, that are treated so.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        prediction_type: str = "sample",
+        clip: tuple[float, float] | None = (-1.0, 1.0),
+        share: float = 1.0,
+    ) -> None:
+        super().__init__()
+        # a copy, because add_noise rounds the scheduler's table to the precision of the images
+        self.scheduler = copy.deepcopy(scheduler)
+        self.process = ReverseProcess(scheduler.alphas_cumprod, 1, prediction_type=prediction_type, clip=clip)
+        self.share = share
+
+    def __call__(
+        self, inputs: Tensor, network: nn.Module, timesteps: Tensor, condition: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the output for noised estimates.
+
+        Args:
+            inputs: (B, C, H, W) noised label maps, kept for the samples that are not recycled.
+            network: the denoiser.
+            timesteps: (B,) int64.
+            condition: (B, K, H, W).
+        """
+        with torch.no_grad():
+            recycled = self._noised_estimate(inputs, network, timesteps, condition)
+        chosen = unsqueeze_right(torch.rand(len(inputs), device=inputs.device) < self.share, inputs.ndim)
+        noisy = torch.where(chosen, recycled, inputs)
+        return super().__call__(noisy, network, timesteps, condition, *args, **kwargs)
+
+    def _noised_estimate(self, inputs: Tensor, network: nn.Module, timesteps: Tensor, condition: Tensor) -> Tensor:
+        start, process = torch.randn_like(inputs), self.process.to(inputs.device)
+        output = network(start, process.timestep(0, len(start)), condition)
+        clean = process.clean_estimate(0, output, start)
+        return self.scheduler.add_noise(clean, torch.randn_like(clean), timesteps)

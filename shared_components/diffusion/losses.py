@@ -1,10 +1,12 @@
-"""Losses between a denoiser's clean estimate and the label map, both coded in [-1, 1]."""
+"""Losses between a denoiser's clean estimate and the label map."""
 
 from __future__ import annotations
 
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+
+from shared_components.diffusion.label_coding import LabelCoding
 
 
 class CleanLabelLoss(nn.Module):
@@ -37,3 +39,43 @@ class CleanLabelLoss(nn.Module):
         if weight is not None:
             entropy = entropy * weight
         return self.dice_weight * self.dice(probability, target) + self.cross_entropy_weight * entropy.mean()
+
+
+class PresenceLoss(nn.Module):
+    """Dice plus binary cross-entropy of every channel of a clean estimate; a prediction loss of `DenoisingLoss`.
+
+    For denoisers that predict the clean map (``sample``) with one channel a structure; their prediction should be
+    bounded to the range of the coding. In place of the published mean squared error, which hardly sees small ones.
+
+    Args:
+        label_coding: how the map is coded.
+        dice_weight: factor of the Dice term.
+        cross_entropy_weight: factor of the cross-entropy term.
+    """
+
+    learned_variance = False
+
+    def __init__(self, label_coding: LabelCoding, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0) -> None:
+        super().__init__()
+        self.label_coding = label_coding
+        self.dice = DiceLoss(reduction="none")
+        self.dice_weight = dice_weight
+        self.cross_entropy_weight = cross_entropy_weight
+
+    def forward(
+        self, output: Tensor, target: Tensor, clean: Tensor, timesteps: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean of the weighted losses, and the samples' losses (B,).
+
+        Args:
+            output: (B, N, *spatial) of the network, the prediction in its first C channels.
+            target, clean: (B, C, *spatial) the clean map.
+            timesteps: (B,), without effect.
+            weights: (B,) importance weights; 1 when ``None``.
+        """
+        probability = self.label_coding.presence(output[:, : clean.shape[1]]).clamp(1e-6, 1 - 1e-6)
+        presence = self.label_coding.presence(clean)
+        entropy = -(presence * probability.log() + (1 - presence) * (1 - probability).log()).flatten(1).mean(dim=1)
+        dice = self.dice(probability, presence).flatten(1).mean(dim=1)
+        losses = self.dice_weight * dice + self.cross_entropy_weight * entropy
+        return (losses if weights is None else losses * weights).mean(), losses

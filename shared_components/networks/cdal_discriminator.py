@@ -161,9 +161,7 @@ class CDALDiscriminator(nn.Module):
                 x = block(x, time)
         return x
 
-    def forward(
-        self, label: Tensor, timesteps: Tensor, noisy: Tensor, condition: Optional[Tensor] = None
-    ) -> Tensor:
+    def forward(self, label: Tensor, timesteps: Tensor, noisy: Tensor, condition: Optional[Tensor] = None) -> Tensor:
         """Return the logit of "real", (B, 1); arguments as for `features`."""
         x = append_minibatch_std(self.features(label, timesteps, noisy, condition, -1))
         x = leaky_relu(self.final_conv(x))

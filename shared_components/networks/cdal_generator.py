@@ -41,9 +41,7 @@ class DownStep(nn.Module):
 class DownLevel(nn.Module):
     """Residual blocks of one resolution, then the step to the next one, where the pyramid is fused in."""
 
-    def __init__(
-        self, steps: Sequence[DownStep], downsample: Optional[ResidualBlock], pyramid_channels: int
-    ) -> None:
+    def __init__(self, steps: Sequence[DownStep], downsample: Optional[ResidualBlock], pyramid_channels: int) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.downsample = downsample
@@ -157,9 +155,7 @@ class CDALGenerator(nn.Module):
             ConditionBlock(base, condition_norm_groups) for _ in range(num_condition_blocks)
         )
         self.input_conv = nn.Conv2d(in_channels, base, 3, padding=1)
-        self.down_levels, skips = _build_down_levels(
-            block, in_channels, channels, num_res_blocks, attention_levels
-        )
+        self.down_levels, skips = _build_down_levels(block, in_channels, channels, num_res_blocks, attention_levels)
         self.middle_block1 = block(deepest, deepest)
         self.middle_attention = SelfAttention(deepest)
         self.middle_block2 = block(deepest, deepest)
@@ -247,9 +243,7 @@ class CDALGenerator(nn.Module):
     def _check_size(self, noisy: Tensor) -> None:
         height, width = noisy.shape[-2], noisy.shape[-1]
         if height % self.downsampling != 0 or width % self.downsampling != 0:
-            raise ValueError(
-                f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}"
-            )
+            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
 
 def _build_down_levels(

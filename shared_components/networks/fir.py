@@ -26,9 +26,7 @@ def fir_filter(x: Tensor, kernel: Tensor, stride: int, padding: int, transposed:
     ``F.conv2d`` and ``F.conv_transpose2d`` call; unlike them it is left alone by autocast on the CPU.
     """
     same, strides, paddings = x.to(kernel.dtype), [stride, stride], [padding, padding]
-    filtered = torch.convolution(
-        same, kernel, None, strides, paddings, [1, 1], transposed, [0, 0], kernel.shape[0]
-    )
+    filtered = torch.convolution(same, kernel, None, strides, paddings, [1, 1], transposed, [0, 0], kernel.shape[0])
     return filtered.to(x.dtype)
 
 

@@ -53,7 +53,7 @@ class MedSegDiffV1(nn.Module):
         allow_huge: build networks of more than 2e9 parameters, too.
         **unet_options: further arguments of `MedSegDiffUNet`: ``num_heads``, ``num_heads_upsample``,
             ``num_head_channels``, ``use_scale_shift_norm``, ``resblock_updown``, ``dropout``,
-            ``use_new_attention_order``, ``num_classes``, ``use_checkpoint``.
+            ``use_new_attention_order``, ``num_classes``, ``use_checkpoint``, ``num_bounded``.
 
     Raises:
         InputError: arguments do not fit together, or there would be more than 2e9 parameters.

@@ -164,6 +164,8 @@ class MedSegDiffUNet(nn.Module):
         use_new_attention_order: see `SelfAttention`.
         num_classes: number of class labels; ``None``: no class conditioning.
         use_checkpoint: recompute residual blocks and attention in the backward pass: less memory, more time.
+        num_bounded: outputs, from the first on, that a tanh bounds to [-1, 1]; not in the published code. For the mask
+            channels of a network that predicts the clean mask.
         timestep_scale: factor of the timesteps before they are embedded.
 
     Raises:
@@ -187,6 +189,7 @@ class MedSegDiffUNet(nn.Module):
         use_new_attention_order: bool = False,
         num_classes: Optional[int] = None,
         use_checkpoint: bool = False,
+        num_bounded: int = 0,
         timestep_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -203,6 +206,7 @@ class MedSegDiffUNet(nn.Module):
         attention = partial(_make_attention, num_head_channels, use_new_attention_order)
         self.downsampling = 2 ** (len(widths) - 1)
         self.last_channels = widths[-1]
+        self.num_bounded = num_bounded
         self.tap_stride = num_res_blocks + 1
 
         self.time_embedding = TimeEmbedding(channels, num_classes, timestep_scale)
@@ -245,7 +249,10 @@ class MedSegDiffUNet(nn.Module):
         x = self.middle2(self.middle1(x, time), time)
         for level in self.up_levels:
             x = level(x, time, remaining)
-        return self.output_conv(F.silu(self.output_norm(x))).float()
+        output = self.output_conv(F.silu(self.output_norm(x))).float()
+        if self.num_bounded > 0:
+            return torch.cat([output[:, : self.num_bounded].tanh(), output[:, self.num_bounded :]], dim=1)
+        return output
 
     def check_size(self, x: Tensor) -> None:
         """Raise ValueError unless height and width are multiples of ``downsampling``."""
@@ -254,7 +261,7 @@ class MedSegDiffUNet(nn.Module):
             raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Optional[Tensor] = None) -> Tensor:
-        """Return (B, out_channels, H, W), unbounded.
+        """Return (B, out_channels, H, W), the first ``num_bounded`` channels in [-1, 1].
 
         Args:
             x: (B, in_channels, H, W) image and noisy mask; H and W multiples of ``downsampling``.

@@ -37,6 +37,4 @@ class PlainDenoiser(nn.Module):
         condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """Return the label map (B, C, H, W) in [-1, 1]; only ``condition`` matters."""
-        return self.denoiser(
-            torch.zeros_like(noisy), torch.zeros_like(timesteps), condition, None, condition_features
-        )
+        return self.denoiser(torch.zeros_like(noisy), torch.zeros_like(timesteps), condition, None, condition_features)

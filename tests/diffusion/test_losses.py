@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from shared_components.diffusion.losses import CleanLabelLoss
+from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.losses import CleanLabelLoss, PresenceLoss
 
 
 def coded(probability: list[float]) -> torch.Tensor:
@@ -29,3 +30,28 @@ def test_weight_moves_the_cross_entropy():
 
 def test_a_certain_mistake_is_finite():
     assert torch.isfinite(CleanLabelLoss()(coded([0, 1, 1, 0]), coded([1, 0, 0, 1])))
+
+
+@pytest.mark.parametrize("value_range", ["01", "pm1"])
+def test_presence_loss_by_hand(value_range):
+    coding = LabelCoding([1], value_range=value_range)
+    probability, presence = torch.tensor([0.8, 0.4, 0.2, 0.6]), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    output, clean = (
+        (2 * values - 1 if value_range == "pm1" else values).reshape(1, 1, 2, 2) for values in (probability, presence)
+    )
+    output = torch.cat([output, torch.full_like(output, 9.0)], dim=1)
+    entropy = -(math.log(0.8) + math.log(0.6) + math.log(0.8) + math.log(0.6)) / 4
+    dice = 1 - (2 * 1.4 + 1e-5) / (2 + 2 + 1e-5)
+    both = [torch.cat([values, values]) for values in (output, clean)]
+    loss, losses = PresenceLoss(coding)(both[0], both[1], both[1], torch.zeros(2), torch.tensor([0.0, 3.0]))
+    assert losses.tolist() == pytest.approx([entropy + dice] * 2, abs=1e-5)
+    assert loss.item() == pytest.approx(1.5 * (entropy + dice), abs=1e-5)
+    assert PresenceLoss(coding, dice_weight=0)(output, clean, clean, torch.zeros(1))[0].item() == pytest.approx(
+        entropy, abs=1e-5
+    )
+
+
+def test_presence_loss_of_a_certain_mistake_is_finite():
+    coding = LabelCoding([1])
+    right, wrong = torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2)
+    assert torch.isfinite(PresenceLoss(coding)(wrong, right, right, torch.zeros(1))[0])

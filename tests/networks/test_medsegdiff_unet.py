@@ -230,3 +230,16 @@ def test_counting_parameters_draws_no_random_numbers():
 def test_the_network_counts_like_its_builder():
     build = partial(MedSegDiffUNet, 3, 2, 32, (1, 2), 1, (1,))
     assert count(build()) == count_parameters(build)
+
+
+def test_bounded_outputs_are_the_tanh_of_the_unbounded():
+    torch.manual_seed(0)
+    free = MedSegDiffUNet(2, 2, 32, channel_mult=(1, 1), attention_factors=())
+    bounded = MedSegDiffUNet(2, 2, 32, channel_mult=(1, 1), attention_factors=(), num_bounded=1)
+    torch.nn.init.normal_(free.output_conv.weight)
+    bounded.load_state_dict(free.state_dict())
+    x, timesteps = torch.randn(1, 2, 8, 8), torch.tensor([3])
+    with torch.no_grad():
+        expected, found = free(x, timesteps), bounded(x, timesteps)
+    torch.testing.assert_close(found[:, :1], expected[:, :1].tanh())
+    assert torch.equal(found[:, 1:], expected[:, 1:]) and expected.abs().max() > 1
