@@ -50,7 +50,8 @@ class RecyclingInferer(SimpleInferer):
         scheduler: MONAI scheduler with the training schedule.
         prediction_type: what the denoiser predicts: ``sample``, ``epsilon`` or ``v_prediction``.
         clip: (low, high) that the estimate is clipped to.
-        share: of the samples, drawn for each, that are treated so.
+        share: of the samples, drawn for each, that are treated so; 0 is the ordinary training on noised label maps.
+        amp: run the denoiser in bfloat16, on CUDA and on the CPU (MONAI's trainer does it on CUDA only).
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class RecyclingInferer(SimpleInferer):
         prediction_type: str = "sample",
         clip: tuple[float, float] | None = (-1.0, 1.0),
         share: float = 1.0,
+        amp: bool = False,
     ) -> None:
         super().__init__()
         # a copy, because add_noise rounds the scheduler's table to the precision of the images
         self.scheduler = copy.deepcopy(scheduler)
         self.process = ReverseProcess(scheduler.alphas_cumprod, 1, prediction_type=prediction_type, clip=clip)
         self.share = share
+        self.amp = amp
 
     def __call__(
         self, inputs: Tensor, network: nn.Module, timesteps: Tensor, condition: Tensor, *args: Any, **kwargs: Any
@@ -77,14 +80,15 @@ class RecyclingInferer(SimpleInferer):
             timesteps: (B,) int64.
             condition: (B, K, H, W).
         """
-        with torch.no_grad():
-            recycled = self._noised_estimate(inputs, network, timesteps, condition)
-        chosen = unsqueeze_right(torch.rand(len(inputs), device=inputs.device) < self.share, inputs.ndim)
-        noisy = torch.where(chosen, recycled, inputs)
-        return super().__call__(noisy, network, timesteps, condition, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
+            noisy = self._recycled(inputs, network, timesteps, condition) if self.share > 0 else inputs
+            return super().__call__(noisy, network, timesteps, condition, *args, **kwargs)
 
-    def _noised_estimate(self, inputs: Tensor, network: nn.Module, timesteps: Tensor, condition: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _recycled(self, inputs: Tensor, network: nn.Module, timesteps: Tensor, condition: Tensor) -> Tensor:
         start, process = torch.randn_like(inputs), self.process.to(inputs.device)
         output = network(start, process.timestep(0, len(start)), condition)
         clean = process.clean_estimate(0, output, start)
-        return self.scheduler.add_noise(clean, torch.randn_like(clean), timesteps)
+        recycled = self.scheduler.add_noise(clean, torch.randn_like(clean), timesteps)
+        chosen = torch.rand(len(inputs), device=inputs.device) < self.share
+        return torch.where(unsqueeze_right(chosen, inputs.ndim), recycled, inputs)

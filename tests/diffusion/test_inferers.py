@@ -49,7 +49,17 @@ def test_the_second_call_sees_the_noised_estimate_of_the_first():
 
 def test_a_share_keeps_the_given_input():
     network, _, noisy = call(0.0, [10, 20])
-    assert torch.equal(network.calls[1][0], noisy)
+    assert len(network.calls) == 1 and torch.equal(network.calls[0][0], noisy)
     network, _, noisy = call(0.5, [50] * 12)
     kept = (network.calls[1][0] == noisy).flatten(1).all(dim=1)
     assert 0 < kept.sum() < 12
+
+
+def test_bfloat16_on_the_cpu():
+    layer = nn.Conv2d(1, 1, 1)
+    for amp, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        seen = []
+        network = lambda noisy, timesteps, condition: seen.append(layer(condition)) or seen[-1]  # noqa: E731, B023
+        inferer = RecyclingInferer(SCHEDULER, share=0, amp=amp)
+        inferer(torch.zeros(1, 1, 4, 4), network, torch.tensor([3]), torch.ones(1, 1, 4, 4))
+        assert seen[0].dtype == dtype
