@@ -26,6 +26,12 @@ def _integer(text: str) -> int:
         raise InputError(f"found '{text}', expected a whole number") from None
 
 
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InputError(f"found '{text}', expected true or false")
+    return text.lower() == "true"
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -33,8 +39,8 @@ def _number(text: str) -> float:
         raise InputError(f"found '{text}', expected a number") from None
 
 
-@SetParseFn(str, "dataset_dir", "report", "skip_bad")
-@SetParseFn(_integer, "num_workers")
+@SetParseFn(str, "dataset_dir", "report", "skip_bad", "label_column")
+@SetParseFn(_integer, "num_workers", "num_channels", "spatial_dims")
 @SetParseFn(_number, "affine_tolerance")
 def check_data(
     dataset_dir,
@@ -45,10 +51,13 @@ def check_data(
     skip_bad=None,
     num_workers=None,
     affine_tolerance=0.1,
+    label_column=None,
+    num_channels=None,
+    spatial_dims=None,
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
-    Understands MSD and nnU-Net folders, images/ beside labels/ or masks/, and a folder of images alone.
+    Understands MSD and nnU-Net folders, a manifest.csv, images/ beside labels/ or masks/, and a folder of images alone.
 
     Args:
         dataset_dir: The folder.
@@ -58,27 +67,42 @@ def check_data(
         skip_bad: JSON file to write a datalist to that leaves the bad cases out.
         num_workers: Threads. Default: the number of CPU cores, at most 8.
         affine_tolerance: How far apart image and label may place the same corner voxel, in mm.
+        label_column: The manifest's column of label files. Default: label, mask, seg or segmentation.
+        num_channels: Image channels that the model takes, where channels does not say.
+        spatial_dims: 2 or 3. Default: 2 if most cases are pictures (PNG, JPEG, TIFF), else 3.
     """
     from shared_components.data.check_data import check_data as run
 
-    findings = run(dataset_dir, labels, channels, report, skip_bad, num_workers, affine_tolerance)
+    findings = run(
+        dataset_dir,
+        labels,
+        channels,
+        report,
+        skip_bad,
+        num_workers,
+        affine_tolerance,
+        label_column,
+        num_channels,
+        spatial_dims,
+    )
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)
 
 
-@SetParseFn(str, "output_dir")
+@SetParseFn(str, "output_dir", "kind")
 @SetParseFn(_integer, "num_cases", "seed")
-def make_phantoms(output_dir, *, num_cases=24, seed=0):
+def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
     """Write a small synthetic data set, to try everything without patient data.
 
     Args:
         output_dir: Folder to make.
         num_cases: At least 3.
-        seed: Another seed gives other volumes.
+        seed: Another seed gives other images.
+        kind: hippocampus, tumour (volumes), lesion, nuclei or lungs (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
-    sys.stdout.write(f"{run(output_dir, num_cases, seed)}\n")
+    sys.stdout.write(f"{run(output_dir, num_cases, seed, kind)}\n")
 
 
 @SetParseFn(str, "bundle", "output")
@@ -95,17 +119,19 @@ def export_bundle(bundle, output):
 
 
 @SetParseFn(str, "bundle", "source", "output")
-def import_checkpoint(bundle, source, output):
+@SetParseFn(_truth, "allow_missing_projections")
+def import_checkpoint(bundle, source, output, *, allow_missing_projections=False):
     """Convert a checkpoint of a method's published code to a bundle's weights.
 
     Args:
         bundle: The bundle's folder.
         source: The published checkpoint.
         output: File to write, such as models/model.pt.
+        allow_missing_projections: true: initialise tensors that no file of this revision holds; fine-tune then.
     """
     from shared_components.bundle_tools.import_checkpoint import import_checkpoint as run
 
-    sys.stdout.write(f"{run(bundle, source, output)}\n")
+    sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections)}\n")
 
 
 COMMANDS: dict[str, Callable] = {

@@ -7,21 +7,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
-from shared_components.data.files import image_files, image_stem, read_json_object
+from shared_components.data.files import PICTURE_SUFFIXES, image_files, image_stem, read_json_object
+from shared_components.data.manifest import Manifest, Row, read_manifest
 from shared_components.errors import InputError
 
 LOOKED_FOR = (
-    "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), images/ beside labels/ or masks/, "
-    "or image files directly or one folder down (NIfTI, NRRD, MHA, PNG, TIFF, JPEG)"
+    "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
+    "or image files directly or one folder down (NIfTI, NRRD, MHA, PNG, JPEG, TIFF, BMP, GIF)"
 )
+_IMAGE_FOLDERS = ("images", "img")
+_LABEL_FOLDERS = ("labels", "masks", "mask")
 _CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
+_LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (``level`` "error") or worth knowing ("warning") about a case or the folder.
+    """One thing about a case or the folder that is wrong (``level`` "error"), worth knowing ("warning") or good to know
+    ("note").
 
     ``case`` is empty for what concerns the whole folder; ``kind`` is a short stable word for programs.
     """
@@ -54,13 +60,16 @@ class CaseFolder:
 
     Attributes:
         root: absolute path of the folder.
-        layout: "msd", "nnunet", "paired" or "images".
+        layout: "msd", "nnunet", "manifest", "paired" or "images".
         channels: names of the image channels.
         label_names: name to value, without the background; empty if no ``dataset.json`` says.
         cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
         unlabelled: the cases of ``imagesTs``.
-        split: sections of ``split.json``, or ``None``.
+        split: sections of ``split.json`` or of the manifest, or ``None``.
         problems: what is missing, ambiguous or unused.
+        channels_named: the user, ``dataset.json`` or the manifest says how many channels there are.
+        label_column: the manifest's column of labels, or ``None``.
+        groups: case id to patient, for cases that must stay in one section.
     """
 
     root: Path
@@ -71,16 +80,29 @@ class CaseFolder:
     unlabelled: list[Case] = field(default_factory=list)
     split: dict[str, list[str]] | None = None
     problems: list[Finding] = field(default_factory=list)
+    channels_named: bool = True
+    label_column: str | None = None
+    groups: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the layout has labels at all."""
+        return self.layout != "images" and (self.layout != "manifest" or self.label_column is not None)
 
 
-def find_cases(dataset_dir: str | os.PathLike, channels: Sequence[str] | int | None = None) -> CaseFolder:
+def find_cases(
+    dataset_dir: str | os.PathLike,
+    channels: Sequence[str] | int | None = None,
+    label_column: str | None = None,
+) -> CaseFolder:
     """Find the cases of a folder of images; no image is read.
 
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
-    "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "paired" (``images/`` and
-    ``labels/`` or ``masks/`` with equally named files) and "images" (image files alone, directly in the
-    folder or one folder down), each with an optional ``split.json`` of ids under "train", "validation" and
-    "test".
+    "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
+    row a case: `shared_components.data.manifest.read_manifest`), "paired" (``images/`` or ``img/``, and ``labels/``,
+    ``masks/`` or ``mask/``, with equally named files; a label's name may end in _segmentation, _mask, _seg, _label or
+    _gt) and "images" (image files alone, directly in the folder or one folder down), in this order, each with an
+    optional ``split.json`` of ids under "train", "validation" and "test", which comes before a manifest's own split.
 
     A case id is the file name without suffix (and, one folder down, with the folder's name before it). Where
     ``dataset.json`` lists its training cases, the list and ``split.json`` decide which files are cases; the
@@ -89,16 +111,19 @@ def find_cases(dataset_dir: str | os.PathLike, channels: Sequence[str] | int | N
     Args:
         dataset_dir: the folder.
         channels: names of the image channels, or their number; by default those of ``dataset.json``, else as
-            many as there are files a case.
+            many as there are files a case. For a manifest, names of its image columns, by default "image".
+        label_column: the manifest's column of label paths; by default the first of label, mask, seg and segmentation
+            that holds paths.
 
     Raises:
-        InputError: there is no such folder, it holds nothing usable, or one of its JSON files is broken.
+        InputError: there is no such folder, it holds nothing usable, one of its JSON files or its manifest is broken,
+            or ``label_column`` is given where there is no manifest.
     """
     root = Path(os.path.abspath(os.path.expanduser(dataset_dir)))
     if not root.is_dir():
         found = "is a file" if root.is_file() else "no such folder"
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
-    folder = _Finder(root, channels).find()
+    folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
         inside = sorted(child.name for child in root.iterdir() if (child / "imagesTr").is_dir())
         hint = f"; did you mean {root / inside[0]}?" if inside else ""
@@ -109,9 +134,11 @@ def find_cases(dataset_dir: str | os.PathLike, channels: Sequence[str] | int | N
 class _Finder:
     """Gathers the files of one folder into cases, and what is wrong with them into ``problems``."""
 
-    def __init__(self, root: Path, channels: Sequence[str] | int | None) -> None:
+    def __init__(self, root: Path, channels: Sequence[str] | int | None, label_column: str | None = None) -> None:
         file = root / "dataset.json"
         self.root = root
+        self.channels = channels
+        self.label_column = label_column
         self.meta = read_json_object(file) if file.is_file() else {}
         self.names = channel_names(channels, self.meta, file)
         self.label_names = label_names(self.meta, file)
@@ -120,27 +147,76 @@ class _Finder:
         self.problems: list[Finding] = []
 
     def find(self) -> CaseFolder:
-        folders = self._labelled_folders()
-        layout, cases, unlabelled = self._labelled(*folders) if folders else self._images_alone()
+        if self._is_msd():
+            layout, cases, unlabelled = self._labelled(self.root / "imagesTr", self.root / "labelsTr")
+        elif (self.root / "manifest.csv").is_file():
+            return self._from_manifest(read_manifest(self.root / "manifest.csv", self.channels, self.label_column))
+        elif folders := self._paired_folders():
+            layout, cases, unlabelled = self._labelled(*folders)
+        else:
+            layout, cases, unlabelled = self._images_alone()
+        if self.label_column is not None:
+            raise InputError(
+                f"{self.root}: label_column '{self.label_column}', but there is no manifest.csv; leave it out"
+            )
+        return self._folder(layout, cases, unlabelled)
+
+    def _folder(self, layout: str, cases: list[Case], unlabelled: list[Case], **more: Any) -> CaseFolder:
         self._check_ids(cases, unlabelled)
         most = max((len(case.images) for case in cases + unlabelled), default=1)
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
-        return CaseFolder(
-            self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems
-        )
+        named = self.names is not None or most > 1
+        found = (self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems, named)
+        return CaseFolder(*found, **more)
 
-    def _labelled_folders(self) -> tuple[Path, Path] | None:
-        if self.listing or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs")):
-            return self.root / "imagesTr", self.root / "labelsTr"
-        labels = [self.root / name for name in ("labels", "masks") if (self.root / name).is_dir()]
-        if len(labels) == 2:
-            raise InputError(
-                f"{self.root}: has both labels/ and masks/; keep the one that belongs to images/"
-            )
-        return (self.root / "images", labels[0]) if labels else None
+    def _is_msd(self) -> bool:
+        return bool(self.listing) or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs"))
+
+    def _paired_folders(self) -> tuple[Path, Path] | None:
+        labels = self._one_of(_LABEL_FOLDERS, "images")
+        return (self._one_of(_IMAGE_FOLDERS, "labels") or self.root / "images", labels) if labels else None
+
+    def _one_of(self, names: tuple[str, ...], what: str) -> Path | None:
+        found = [self.root / name for name in names if (self.root / name).is_dir()]
+        if len(found) > 1:
+            both = " and ".join(f"{folder.name}/" for folder in found)
+            raise InputError(f"{self.root}: has both {both}; keep the one that belongs to the {what}")
+        return found[0] if found else None
+
+    def _from_manifest(self, manifest: Manifest) -> CaseFolder:
+        if len(manifest.image_columns) > 1:
+            self.names = manifest.image_columns
+        self.split = manifest.split if self.split is None else self.split
+        cases: dict[str, Case] = {}
+        for row in manifest.rows:
+            if row.id in cases:
+                self._problem(row.id, manifest.file, "listed twice; keep one of the rows", "duplicate_id")
+                continue
+            self._report_empty_cells(manifest, row)
+            images = tuple(path for path in row.images if path)
+            cases[row.id] = Case(row.id, images, row.label)
+        if manifest.split is self.split:
+            for case in manifest.without_section:
+                self._problem(case, manifest.file, "in no section: its split is empty", "no_section", "warning")
+        if manifest.label_column is None:
+            self._problem("", manifest.file, manifest.no_label_text, "no_label_column", "warning")
+        more = {"label_column": manifest.label_column, "groups": manifest.groups}
+        return self._folder("manifest", sorted(cases.values(), key=lambda case: case.id), [], **more)
+
+    def _report_empty_cells(self, manifest: Manifest, row: Row) -> None:
+        empty = [column for column, path in zip(manifest.image_columns, row.images) if path is None]
+        if len(empty) == len(row.images):
+            self._problem(row.id, manifest.file, f"row without an image: {', '.join(empty)} is empty", "no_image")
+        else:
+            for column in empty:
+                text = f"channel {manifest.image_columns.index(column)} ({column}) is missing: the cell is empty"
+                self._problem(row.id, manifest.file, text, "missing_channel")
+        if manifest.label_column and row.label is None:
+            text = f"image without a label: {manifest.label_column} is empty"
+            self._problem(row.id, manifest.file, text, "no_label")
 
     def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
-        folder = self.root / "images" if (self.root / "images").is_dir() else self.root
+        folder = self._one_of(_IMAGE_FOLDERS, "cases") or self.root
         files = _by_stem(folder)
         if not files:
             children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
@@ -150,16 +226,16 @@ class _Finder:
 
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
         images, labels = _by_stem(image_dir), _by_stem(label_dir)
-        tests = _by_stem(self.root / "imagesTs") if image_dir.name == "imagesTr" else []
-        suffixed = self._has_channel_suffix(
-            [stem for stem, _ in images or tests], {stem for stem, _ in labels}
-        )
+        paired = image_dir.name != "imagesTr"
+        tests = [] if paired else _by_stem(self.root / "imagesTs")
+        labels = _without_label_suffix(labels, [stem for stem, _ in images]) if paired else labels
+        suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
         image_groups = self._grouped(images, suffixed)
         label_paths = {case: group[0] for case, group in self._grouped(labels, False).items()}
         if self.listing and not suffixed:
             image_groups, label_paths = self._listed(image_groups, label_paths)
         self._report_unpaired(image_groups, label_paths)
-        layout = "paired" if image_dir.name == "images" else "nnunet" if suffixed else "msd"
+        layout = "paired" if paired else "nnunet" if suffixed else "msd"
         return layout, _cases(image_groups, label_paths), _cases(self._grouped(tests, suffixed), {})
 
     def _has_channel_suffix(self, stems: list[str], label_stems: set[str]) -> bool:
@@ -171,7 +247,8 @@ class _Finder:
             return False
         if label_stems:
             return any(match.group(1) in label_stems for match in matches)
-        return len(self.names or ()) > 1 or all(match.group(2) == "0000" for match in matches)
+        num_channels = len(self.names or ())
+        return max(int(match.group(2)) for match in matches) < max(num_channels, 1)
 
     def _grouped(self, files: list[tuple[str, Path]], suffixed: bool) -> dict[str, dict[int, Path]]:
         """Group (stem, file) pairs to cases: id to channel to file."""
@@ -180,14 +257,10 @@ class _Finder:
             match = _CHANNEL_SUFFIX.match(stem) if suffixed else None
             case, channel = (match.group(1), int(match.group(2))) if match else (stem, 0)
             if suffixed and not match:
-                self._problem(
-                    case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix"
-                )
+                self._problem(case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix")
             first = groups.setdefault(case, {}).setdefault(channel, path)
             if first != path:
-                self._problem(
-                    case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id"
-                )
+                self._problem(case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id")
         if suffixed:
             self._report_missing_channels(groups)
         return groups
@@ -195,12 +268,13 @@ class _Finder:
     def _report_missing_channels(self, groups: dict[str, dict[int, Path]]) -> None:
         most = max((max(group) for group in groups.values()), default=0) + 1
         names = self.names or tuple(f"channel {i}" for i in range(most))
+        files = [path.name.lower() for group in groups.values() for path in group.values()]
+        if most == 1 and len(names) == 3 and all(name.endswith(PICTURE_SUFFIXES) for name in files):
+            return  # nnU-Net's colour pictures: one file of three channels
         for case, group in groups.items():
             present = next(iter(group.values()))
             for channel in sorted(set(range(len(names))) - set(group)):
-                file = present.with_name(
-                    present.name.replace(image_stem(present.name), f"{case}_{channel:04d}")
-                )
+                file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
                 text = f"channel {channel} ({names[channel]}) is missing: there is no such file"
                 self._problem(case, file, text, "missing_channel")
 
@@ -249,13 +323,9 @@ class _Finder:
     def _report_half(self, case: str, image: Path | None, label: Path | None) -> None:
         """Report an image without a label, or a label without an image."""
         if image:
-            self._problem(
-                case, image, f"image without a label: no file of the name {case} among labels", "no_label"
-            )
+            self._problem(case, image, f"image without a label: no file of the name {case} among labels", "no_label")
         elif label:
-            self._problem(
-                case, label, f"label without an image: no file of the name {case} among images", "no_image"
-            )
+            self._problem(case, label, f"label without an image: no file of the name {case} among images", "no_image")
 
     def _check_ids(self, cases: list[Case], unlabelled: list[Case]) -> None:
         known = {case.id for case in cases}
@@ -275,6 +345,13 @@ class _Finder:
 def _by_stem(folder: Path) -> list[tuple[str, Path]]:
     """Return (name without suffix, file) of the image files of a folder, sorted by file name."""
     return [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+
+
+def _without_label_suffix(labels: list[tuple[str, Path]], image_stems: list[str]) -> list[tuple[str, Path]]:
+    """Take a label's suffix such as ``_mask`` off its id where an image has the name without it."""
+    known = {match.group(1) for match in map(_CHANNEL_SUFFIX.match, image_stems) if match} | set(image_stems)
+    short = {stem: _LABEL_SUFFIX.sub("", stem) for stem, _ in labels}
+    return [(short[stem] if stem not in known and short[stem] in known else stem, path) for stem, path in labels]
 
 
 def _cases(images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> list[Case]:

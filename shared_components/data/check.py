@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shared_components.data.cases import Case, CaseFolder, Finding
-from shared_components.data.scan import ValueScan, scan_values
+from shared_components.data.files import UnusableImage
+from shared_components.data.pictures import channels_fit, is_picture
+from shared_components.data.scan import Labels, ValueScan, allowed_values, full_scale_label, scan_values
 from shared_components.data.split import find_leaks, sections
-from shared_components.data.volumes import Grid, UnusableVolume, open_volume
-from shared_components.errors import InputError
+from shared_components.data.volumes import Grid, open_volume
 
 AFFINE_TOLERANCE_MM = 0.1
 _PROGRESS_FROM = 20
-
-Labels = Mapping[str, int] | Iterable[int] | int | None
+_ABOUT_THE_KIND_OF_PICTURE = {
+    "alpha", "bit_depth", "colour_for_grey", "exif", "full_scale_mask", "grey_for_colour", "jpeg_mask", "palette_mask"
+}  # fmt: skip
 
 
 def check_case(
@@ -27,21 +30,26 @@ def check_case(
     labels: Labels = None,
     num_channels: int | None = 1,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    spatial_dims: int = 3,
 ) -> list[Finding]:
     """Check the files of one case, reading each once and in blocks; a missing label is no finding here.
 
+    Pictures are read as `shared_components.data.loaders` reads them. What it does to one that is not quite what the
+    model takes (grey for RGB, a mask of 0 and 255, ...) is a warning or a note.
+
     Args:
-        case: image files (one, or one a channel) and perhaps a label file, all 3-D.
+        case: image files (one, or one a channel) and perhaps a label file.
         labels: the label values allowed beside 0: a mapping from names, or the values; ``None`` allows every
             whole number from 0.
         num_channels: image channels that the model takes; ``None`` to leave this unchecked.
         affine_tolerance: how far apart two files may place the same corner voxel, in mm.
+        spatial_dims: 3 for volumes, 2 for pictures and other 2-D images.
 
     Returns:
-        Errors and warnings, in the order of the files; empty if all is well.
+        Errors, warnings and notes, in the order of the files; empty if all is well.
     """
     allowed = allowed_values(labels)
-    check = _CaseCheck(case, affine_tolerance)
+    check = _CaseCheck(case, affine_tolerance, spatial_dims)
     channels = [check.image(path) for path in case.images]
     check.count_channels([number for number in channels if number], num_channels)
     if case.label is not None:
@@ -49,27 +57,13 @@ def check_case(
     return check.findings
 
 
-def allowed_values(labels: Labels) -> frozenset[int] | None:
-    """Return the label values that may occur, 0 among them, or ``None`` if any may.
-
-    Raises:
-        InputError: a value is no whole number.
-    """
-    if labels is None:
-        return None
-    single = isinstance(labels, (int, str))
-    values = list(labels.values() if isinstance(labels, Mapping) else [labels] if single else labels)
-    if not all(isinstance(value, int) for value in values):
-        raise InputError(f"labels {labels}: expected whole numbers, such as 1,2 or {{'tumour': 1}}")
-    return frozenset(values) | {0}
-
-
 class _CaseCheck:
     """Collects what is found in the files of one case."""
 
-    def __init__(self, case: Case, affine_tolerance: float) -> None:
+    def __init__(self, case: Case, affine_tolerance: float, spatial_dims: int) -> None:
         self.case = case
         self.tolerance = affine_tolerance
+        self.spatial_dims = spatial_dims
         self.first: tuple[Path, Grid] | None = None
         self.findings: list[Finding] = []
 
@@ -83,7 +77,9 @@ class _CaseCheck:
             self.first = (path, grid)
         self._compare(path, grid, "channel_grid")
         self._nonfinite(path, scan, "nonfinite")
-        for channel in scan.constant_channels():
+        constant = scan.constant_channels()
+        colours = grid.affine is None and num_channels > 1
+        for channel in constant if not colours or len(constant) == num_channels else []:
             which = f" in channel {channel}" if num_channels > 1 else ""
             text = f"constant image: every voxel is {scan.ranges[channel][0]:g}{which}"
             self._add("warning", path, text, "constant_image")
@@ -94,14 +90,26 @@ class _CaseCheck:
         if not channels or expected is None or (len(channels) < len(self.case.images)):
             return
         path = self.case.images[0]
+        wanted = expected if len(channels) == 1 else 1
+        channels = [self._converted(file, found, wanted) for file, found in zip(self.case.images, channels)]
         if len(channels) > 1 and max(channels) > 1:
-            self._add(
-                "error", path, f"{channels} channels in the case's files, expected 1 in each", "channels"
-            )
+            self._add("error", path, f"{channels} channels in the case's files, expected 1 in each", "channels")
         elif sum(channels) != expected:
             found = f"{sum(channels)} channel{'s' if sum(channels) > 1 else ''}"
             remedy = "keep only the channels that it takes" if sum(channels) > expected else "add the others"
             self._add("error", path, f"{found}, model takes {expected}; {remedy}", "channels")
+
+    def _converted(self, path: Path, found: int, wanted: int) -> int:
+        """Return the number of channels that the loader makes of a file's, and say so where it is another."""
+        if found == wanted or not channels_fit(found, wanted) or not is_picture(path):
+            return found
+        takes = f"{wanted} channel{'s' if wanted > 1 else ''}"
+        if wanted == 1:
+            text = f"colour picture, model takes {takes} here: the luminance is used"
+            self._add("warning", path, text, "colour_for_grey")
+        else:
+            self._add("warning", path, f"grey picture, model takes {takes} here: repeated", "grey_for_colour")
+        return wanted
 
     def label(self, path: Path, allowed: frozenset[int] | None) -> None:
         """Check a label file."""
@@ -111,9 +119,7 @@ class _CaseCheck:
         grid, num_channels, scan = content
         self._compare(path, grid, "label_grid")
         if num_channels > 1:
-            self._add(
-                "error", path, f"label with {num_channels} channels, expected one label map", "label_channels"
-            )
+            self._add("error", path, f"label with {num_channels} channels, expected one label map", "label_channels")
         self._nonfinite(path, scan, "label_nonfinite")
         if scan.num_fractional:
             text = f"non-integer labels: {scan.num_fractional} voxels, such as {scan.first_fraction:.4g}"
@@ -121,37 +127,41 @@ class _CaseCheck:
         self._values(path, scan, allowed)
 
     def _values(self, path: Path, scan: ValueScan, allowed: frozenset[int] | None) -> None:
+        if white := full_scale_label(scan.values, allowed):
+            text = f"mask of 0 and {white[0]}: {white[0]} is read as label {white[1]}"
+            self._add("note", path, text, "full_scale_mask")
+            return
         unknown = sorted(v for v in scan.values if (v < 0 if allowed is None else v not in allowed))
         if unknown:
             some = ", ".join(f"{value} ({scan.values[value]} voxels)" for value in unknown[:5])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             expected = "whole numbers from 0" if allowed is None else ", ".join(map(str, sorted(allowed)))
-            self._add(
-                "error", path, f"unknown label values {some}{more}; expected {expected}", "label_values"
-            )
+            self._add("error", path, f"unknown label values {some}{more}; expected {expected}", "label_values")
         elif not scan.num_fractional and not any(value > 0 for value in scan.values):
             self._add("warning", path, "empty mask: no voxel is labelled", "empty_mask")
 
     def _scan(self, path: Path, is_label: bool) -> tuple[Grid, int, ValueScan] | None:
         try:
-            with open_volume(path) as volume:
-                return volume.grid, volume.num_channels, scan_values(volume, is_label)
-        except UnusableVolume as error:
+            with open_volume(path, self.spatial_dims, is_label) as volume:
+                content = volume.grid, volume.num_channels, scan_values(volume, is_label)
+        except UnusableImage as error:
             self._add("error", path, str(error), error.kind)
             return None
+        for kind, text in volume.notes:
+            if kind != "exif" or (self.case.label is not None and not is_label):
+                self._add("warning", path, text, kind)
+        return content
 
     def _compare(self, path: Path, grid: Grid, kind: str) -> None:
         """Compare a file's grid with that of the case's first image."""
         if self.first is None or self.first[0] == path:
             return
         first_path, first = self.first
-        what = (
-            "label on another grid than the image"
-            if kind == "label_grid"
-            else "another grid than the first channel"
-        )
+        what = "label on another grid than the image" if kind == "label_grid" else "another grid than the first channel"
         if grid.shape != first.shape:
-            self._add("error", path, f"{what}: {grid}, {first_path.name} has {first}", kind)
+            swapped = len(grid.shape) == 2 and grid.shape == first.shape[::-1]
+            turned = "; rows and columns are swapped" if swapped else ""
+            self._add("error", path, f"{what}: {grid}, {first_path.name} has {first}{turned}", kind)
         elif (distance := grid.corner_distance(first)) > self.tolerance:
             text = f"{what}: same shape, but corners up to {distance:.3g} mm apart from {first_path.name}"
             text += f" (affine {grid.affine[:3].tolist()} and {first.affine[:3].tolist()})"
@@ -177,15 +187,17 @@ def check_cases(
     num_channels: int | None = None,
     num_workers: int | None = None,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    spatial_dims: int = 3,
 ) -> list[Finding]:
     """Check several cases of a folder in parallel, with a progress bar for more than 20.
 
     Memory holds a block of a few million voxels a worker (for NRRD, MHA and pictures one whole file).
 
     Args:
-        folder: the folder; its ``label_names`` stand in for ``labels``, its channels for ``num_channels``.
+        folder: the folder; its ``label_names`` stand in for ``labels``, its channels for ``num_channels`` (if
+            nothing says how many channels there are, pictures may be grey or RGB).
         cases: those to check.
-        labels, num_channels, affine_tolerance: see `check_case`.
+        labels, num_channels, affine_tolerance, spatial_dims: see `check_case`.
         num_workers: threads; by default the number of CPU cores, at most 8.
 
     Returns:
@@ -194,16 +206,15 @@ def check_cases(
     ids = {case.id for case in cases}
     known = [problem for problem in folder.problems if problem.case in ids]
     incomplete = {problem.case for problem in known if problem.kind in ("missing_channel", "no_suffix")}
-    expected = num_channels or len(folder.channels)
     wanted = allowed_values(folder.label_names or None if labels is None else labels)
+    either = num_channels is None and not folder.channels_named and spatial_dims == 2
 
     def one(case: Case) -> list[Finding]:
-        return check_case(case, wanted, None if case.id in incomplete else expected, affine_tolerance)
+        expected = None if case.id in incomplete or either else num_channels or len(folder.channels)
+        return check_case(case, wanted, expected, affine_tolerance, spatial_dims)
 
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
-    progress = partial(
-        tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM
-    )
+    progress = partial(tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM)
     with ThreadPoolExecutor(workers) as pool:
         found = list(progress(pool.map(one, cases)))
     return known + [finding for findings in found for finding in findings]
@@ -214,21 +225,51 @@ def check_folder(
     labels: Labels = None,
     num_workers: int | None = None,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    num_channels: int | None = None,
+    spatial_dims: int | None = None,
 ) -> list[Finding]:
     """Check everything in a folder: pairing, every case, leaks between sections, empty training sections.
 
+    Args:
+        folder, labels, num_workers, affine_tolerance, num_channels: see `check_cases`.
+        spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
+
     Returns:
-        The findings sorted by case id, those about the whole folder first.
+        The findings sorted by case id, those about the whole folder first. What is said of more than one case about
+        the kind of its pictures is said once.
     """
     cases = folder.cases + folder.unlabelled
-    findings = check_cases(folder, cases, labels, None, num_workers, affine_tolerance)
+    spatial_dims = spatial_dims or usual_spatial_dims(cases)
+    findings = check_cases(folder, cases, labels, num_channels, num_workers, affine_tolerance, spatial_dims)
+    findings = _said_once(folder, findings)
     ids = {case.id for case in cases}
     findings += [problem for problem in folder.problems if problem.case not in ids]
     findings += label_conflicts(folder, labels)
-    if folder.layout != "images":
+    if folder.labelled:
         findings += find_leaks(folder)
         findings += all_masks_empty(folder, sections(folder)["train"], findings)
     return sorted(findings, key=lambda finding: finding.case)
+
+
+def usual_spatial_dims(cases: list[Case]) -> int:
+    """Return 2 if most of the cases with images are pictures, else 3."""
+    pictures = [is_picture(case.images[0]) for case in cases if case.images]
+    return 2 if sum(pictures) * 2 > len(pictures) else 3
+
+
+def _said_once(folder: CaseFolder, findings: list[Finding]) -> list[Finding]:
+    """Replace findings about the kind of the pictures that more than one case has by one for the folder."""
+    alike: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.kind in _ABOUT_THE_KIND_OF_PICTURE and finding.level != "error":
+            alike[finding.kind].append(finding)
+    repeated = {kind: group for kind, group in alike.items() if len({finding.case for finding in group}) > 1}
+    kept = [finding for finding in findings if finding.kind not in repeated or finding.level == "error"]
+    for kind, group in repeated.items():
+        count = len({finding.case for finding in group})
+        text = f"{count} cases, such as {Path(group[0].file).name}: {group[0].message}"
+        kept.append(Finding(group[0].level, "", str(folder.root), text, kind))
+    return kept
 
 
 def label_conflicts(folder: CaseFolder, labels: Labels) -> list[Finding]:

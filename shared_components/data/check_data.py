@@ -23,6 +23,9 @@ def check_data(
     skip_bad: str | os.PathLike | None = None,
     num_workers: int | None = None,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    label_column: str | None = None,
+    num_channels: int | None = None,
+    spatial_dims: int | None = None,
 ) -> list[Finding]:
     """Check a data folder and write what was found to standard output; nothing in the folder is changed.
 
@@ -30,11 +33,15 @@ def check_data(
         dataset_dir: the folder; see `shared_components.data.cases.find_cases` for the layouts.
         labels: label values that may occur beside 0, as a mapping from names or as values; by default those
             of ``dataset.json``, else every whole number from 0.
-        channels: names or number of the image channels; by default those of ``dataset.json``, else as found.
+        channels: names or number of the image channels; by default those of ``dataset.json``, else as found. For a
+            manifest, names of its image columns.
         report: JSON file to write the findings to.
         skip_bad: JSON file to write the usable cases to, a list of ``{"image": ..., "label": ...}``.
         num_workers: threads; by default the number of CPU cores, at most 8.
         affine_tolerance: how far apart two files of a case may place the same corner voxel, in mm.
+        label_column: the manifest's column of labels.
+        num_channels: image channels that the model takes, where ``channels`` does not say.
+        spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
 
     Returns:
         The findings, sorted by case. The caller makes an exit code of them.
@@ -44,18 +51,17 @@ def check_data(
     """
     report_file = check_json_target(report, "--report") if report else None
     skip_file = check_json_target(skip_bad, "--skip_bad") if skip_bad else None
-    folder = find_cases(dataset_dir, channels)
+    folder = find_cases(dataset_dir, channels or num_channels, label_column)
     sys.stdout.write("".join(f"{name:<10}{value}\n" for name, value in _overview(folder).items()))
     sys.stdout.flush()
-    findings = check_folder(folder, labels, num_workers, affine_tolerance)
+    findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims)
     lines = [f"{finding.level:<8} {describe(finding, folder.root)}\n" for finding in findings]
     sys.stdout.write("".join(lines))
     usable = usable_cases(folder, findings)
     levels = Counter(finding.level for finding in findings)
     total = len(folder.cases) + len(folder.unlabelled)
     sys.stdout.write(
-        f"{total} cases checked, {len(usable)} usable: "
-        f"{levels['error']} errors, {levels['warning']} warnings\n"
+        f"{total} cases checked, {len(usable)} usable: {levels['error']} errors, {levels['warning']} warnings\n"
     )
     if report_file:
         write_json(report_file, _report(folder, findings, len(usable)))
@@ -75,17 +81,24 @@ def _overview(folder: CaseFolder) -> dict[str, str]:
     counts = ", ".join(f"{section} {len(ids)}" for section, ids in sections(folder).items())
     tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
     labels = ", ".join(f"{name} {value}" for name, value in folder.label_names.items())
-    source = "split.json" if folder.split is not None else "by sorted id"
+    by_rule = "by sorted id" if not folder.groups else "by sorted patient"
+    source = by_rule if folder.split is None else _source_of_split(folder)
     overview = {
         "folder": str(folder.root),
         "layout": folder.layout,
         "cases": f"{len(folder.cases)}{tests}",
         "channels": ", ".join(folder.channels),
     }
-    if folder.layout != "images":
+    if folder.layout == "manifest":
+        overview["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
+    if folder.labelled:
         overview["labels"] = labels or "not named; every whole number from 0 is accepted"
         overview["split"] = f"{counts} ({source})"
     return overview
+
+
+def _source_of_split(folder: CaseFolder) -> str:
+    return "split.json" if (folder.root / "split.json").is_file() else "manifest.csv"
 
 
 def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dict[str, Any]:
@@ -98,7 +111,8 @@ def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dic
         "num_usable": num_usable,
         "channels": list(folder.channels),
         "labels": folder.label_names,
-        "split": sections(folder) if folder.layout != "images" else None,
+        "label_column": folder.label_column,
+        "split": sections(folder) if folder.labelled else None,
         "num_errors": levels["error"],
         "num_warnings": levels["warning"],
         "findings": [asdict(finding) for finding in findings],

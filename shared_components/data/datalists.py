@@ -25,7 +25,18 @@ from shared_components.errors import InputError
 logger = logging.getLogger(__name__)
 
 _NAMED_IN_MESSAGE = 3
-_ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed"}
+_ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed", "no_section"}
+_WARNED_OF = {
+    "empty_mask": "have an empty mask",
+    "constant_image": "have a constant image",
+    "colour_for_grey": "are colour pictures, whose luminance is used",
+    "grey_for_colour": "are grey pictures, repeated to three channels",
+    "alpha": "have an alpha channel, dropped",
+    "exif": "are turned upright by their EXIF orientation; their masks must be upright too",
+    "bit_depth": "are 16-bit pictures that use few of the bits and come out dark",
+    "jpeg_mask": "have a mask stored as JPEG, cut at half",
+    "palette_mask": "have a mask with a palette, whose index is taken as the label",
+}
 
 
 def datalist(
@@ -33,8 +44,11 @@ def datalist(
     section: str,
     labels: Labels = None,
     skip_bad: bool = False,
-    num_channels: int = 1,
+    num_channels: int | None = None,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    channels: Sequence[str] | None = None,
+    label_column: str | None = None,
+    spatial_dims: int = 3,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -47,8 +61,11 @@ def datalist(
             labels.
         labels: the model's labels, name to value; by default those of ``dataset.json``.
         skip_bad: leave out cases with errors, with a warning, instead of refusing the section.
-        num_channels: image channels that the model takes.
+        num_channels: image channels that the model takes; by default as many as ``channels`` names, else 1.
         affine_tolerance: how far apart image and label may place the same corner voxel, in mm.
+        channels: names of the image channels; for a manifest, of its image columns in the model's order.
+        label_column: the manifest's column of labels.
+        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images.
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -60,18 +77,16 @@ def datalist(
     """
     if section not in (*SECTIONS, "inference"):
         raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}, inference")
-    folder = find_cases(dataset_dir, num_channels)
-    if folder.layout == "images" and section != "inference":
-        raise InputError(
-            f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images"
-        )
+    folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
+    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
     if section == "inference":
-        cases, findings = _checked_images(folder, num_channels, affine_tolerance)
+        cases, findings = _checked_images(folder, num_channels, **options)
     else:
+        _refuse_without_labels(folder)
         _refuse_folder(folder, label_conflicts(folder, labels) + _errors(find_leaks(folder)))
         ids = sections(folder)[section]
         cases = [case for case in folder.cases if case.id in set(ids)]
-        findings = check_cases(folder, cases, labels, num_channels, affine_tolerance=affine_tolerance)
+        findings = check_cases(folder, cases, labels, num_channels, **options)
         findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]
         if section == "train":
             _refuse_folder(folder, all_masks_empty(folder, ids, findings))
@@ -81,7 +96,12 @@ def datalist(
 
 
 def inference_cases(
-    dataset_dir: str | os.PathLike, num_channels: int = 1, affine_tolerance: float = AFFINE_TOLERANCE_MM
+    dataset_dir: str | os.PathLike,
+    num_channels: int | None = None,
+    affine_tolerance: float = AFFINE_TOLERANCE_MM,
+    channels: Sequence[str] | None = None,
+    label_column: str | None = None,
+    spatial_dims: int = 3,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """List the images that can be predicted, and say of each other one why it cannot.
 
@@ -90,8 +110,11 @@ def inference_cases(
 
     Args:
         dataset_dir: folder of images, of any layout; labels in it are not looked at.
-        num_channels: image channels that the model takes.
+        num_channels: image channels that the model takes; by default as many as ``channels`` names, else 1.
         affine_tolerance: how far apart two channel files may place the same corner voxel, in mm.
+        channels: names of the image channels; for a manifest, of its image columns in the model's order.
+        label_column: the manifest's column of labels, only to be known as such.
+        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images.
 
     Returns:
         The usable cases as ``[{"image": path or paths}, ...]`` sorted by id, and one line a bad case.
@@ -99,8 +122,9 @@ def inference_cases(
     Raises:
         InputError: the folder does not exist or holds no images.
     """
-    folder = find_cases(dataset_dir, num_channels)
-    cases, findings = _checked_images(folder, num_channels, affine_tolerance)
+    folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
+    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
+    cases, findings = _checked_images(folder, num_channels, **options)
     bad: dict[str, list[str]] = {}
     for finding in _errors(findings):
         bad.setdefault(finding.case, []).append(describe(finding, folder.root))
@@ -109,13 +133,29 @@ def inference_cases(
     return [case.datalist_item() for case in good], ["; ".join(lines) for lines in bad.values()]
 
 
-def _checked_images(
-    folder: CaseFolder, num_channels: int, affine_tolerance: float
-) -> tuple[list[Case], list[Finding]]:
+def _folder(
+    dataset_dir: str | os.PathLike, num_channels: int | None, channels: Sequence[str] | None, label_column: str | None
+) -> tuple[CaseFolder, int]:
+    """Return what is in the folder, and how many channels the model takes."""
+    named = (channels,) if isinstance(channels, str) else channels
+    num_channels = num_channels or (len(named) if named else 1)
+    return find_cases(dataset_dir, named or num_channels, label_column), num_channels
+
+
+def _checked_images(folder: CaseFolder, num_channels: int, **options: Any) -> tuple[list[Case], list[Finding]]:
     cases = [Case(case.id, case.images) for case in folder.cases + folder.unlabelled if case.images]
     cases.sort(key=lambda case: case.id)
-    findings = check_cases(folder, cases, None, num_channels, affine_tolerance=affine_tolerance)
+    findings = check_cases(folder, cases, None, num_channels, **options)
     return cases, [finding for finding in findings if finding.kind not in _ABOUT_LABELS]
+
+
+def _refuse_without_labels(folder: CaseFolder) -> None:
+    if folder.layout == "manifest" and not folder.labelled:
+        _refuse_folder(folder, [problem for problem in folder.problems if problem.kind == "no_label_column"])
+    elif not folder.labelled:
+        raise InputError(
+            f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images, or a manifest.csv"
+        )
 
 
 def _errors(findings: list[Finding]) -> list[Finding]:
@@ -153,15 +193,13 @@ def _without_errors(
             f"{len(bad)} of this section with errors); add cases or change split.json"
         )
     if errors:
-        logger.warning(
-            "%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section
-        )
+        logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
     return good
 
 
 def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: list[Finding]) -> None:
     used = {case.id for case in cases}
     kinds = Counter(finding.kind for finding in findings if finding.case in used)
-    for kind, what in (("empty_mask", "have an empty mask"), ("constant_image", "have a constant image")):
+    for kind, what in _WARNED_OF.items():
         if kinds[kind]:
             logger.warning("%s: %d of %d %s cases %s", folder.root, kinds[kind], len(used), section, what)

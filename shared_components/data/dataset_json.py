@@ -10,12 +10,10 @@ from shared_components.data.files import image_stem, read_json_object
 from shared_components.errors import InputError
 
 SECTIONS = ("train", "validation", "test")
-_SECTION_KEYS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+SECTION_KEYS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def channel_names(
-    channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path
-) -> tuple[str, ...] | None:
+def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[str, ...] | None:
     """Return the names of the image channels, or ``None`` if nothing says how many there are.
 
     Args:
@@ -89,13 +87,11 @@ def read_split(root: Path) -> dict[str, list[str]] | None:
         return None
     split: dict[str, list[str]] = {}
     for key, ids in read_json_object(file).items():
-        if key not in _SECTION_KEYS:
+        if key not in SECTION_KEYS:
             raise InputError(f"{file}: unknown section '{key}'; expected {', '.join(SECTIONS)}")
         if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
-            raise InputError(
-                f"{file}: section '{key}' must be a list of case ids (file names without suffix)"
-            )
-        split[_SECTION_KEYS[key]] = sorted(image_stem(case) or case for case in ids)
+            raise InputError(f"{file}: section '{key}' must be a list of case ids (file names without suffix)")
+        split[SECTION_KEYS[key]] = sorted(image_stem(case) or case for case in ids)
     if not any(split.values()):
         raise InputError(f"{file}: names no case; list ids under {', '.join(SECTIONS)} or remove the file")
     return split

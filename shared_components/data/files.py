@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,19 @@ from shared_components.errors import InputError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + (".nrrd", ".nhdr", ".mha", ".mhd")
-PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+TIFF_SUFFIXES = (".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif") + TIFF_SUFFIXES
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+
+ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
+
+
+class UnusableImage(Exception):
+    """A file that holds no usable volume or picture; ``kind`` is a short stable word for the reason."""
+
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def image_stem(name: str) -> str | None:
@@ -45,13 +57,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise InputError(
-            f"{path}: not valid JSON ({error.msg} at {where}); mend or remove the file"
-        ) from error
+        raise InputError(f"{path}: not valid JSON ({error.msg} at {where}); mend or remove the file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as UTF-8 text ({error}); mend or remove the file"
-        ) from error
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); mend or remove the file") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

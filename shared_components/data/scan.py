@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from shared_components.data.volumes import Volume
+from shared_components.errors import InputError
 
 INTEGER_TOLERANCE = 1e-3
+_FULL_SCALE = (255, 65535)
+
+Labels = Mapping[str, int] | Iterable[int] | int | None
+
+
+def allowed_values(labels: Labels) -> frozenset[int] | None:
+    """Return the label values that may occur, 0 among them, or ``None`` if any may.
+
+    Raises:
+        InputError: a value is no whole number.
+    """
+    if labels is None:
+        return None
+    single = isinstance(labels, (int, str))
+    values = list(labels.values() if isinstance(labels, Mapping) else [labels] if single else labels)
+    if not all(isinstance(value, int) for value in values):
+        raise InputError(f"labels {labels}: expected whole numbers, such as 1,2 or {{'tumour': 1}}")
+    return frozenset(values) | {0}
+
+
+def full_scale_label(values: Iterable[int], allowed: frozenset[int] | None) -> tuple[int, int] | None:
+    """Tell what white stands for in a mask that is black and white, in a task with a single label.
+
+    Args:
+        values: the values of the mask.
+        allowed: the task's label values with 0; ``None`` (unknown) is taken as {0, 1}.
+
+    Returns:
+        (255 or 65535, the label it stands for), or ``None`` if the values stand for themselves.
+    """
+    found = set(values)
+    foreground = (allowed or frozenset({0, 1})) - {0}
+    top = max(found, default=0)
+    if top not in _FULL_SCALE or found - {0, top} or len(foreground) != 1 or top in foreground:
+        return None
+    return top, next(iter(foreground))
 
 
 @dataclass

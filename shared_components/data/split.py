@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from shared_components.data.cases import Case, CaseFolder, Finding
@@ -18,31 +18,37 @@ _BLOCK = 1 << 20
 def sections(folder: CaseFolder) -> dict[str, list[str]]:
     """Return the sorted case ids of "train", "validation" and "test".
 
-    With a ``split.json`` its sections hold. Without one, every fifth case of the sorted ids is "test" (the
-    fifth, the tenth, ...; the last one if there are fewer than five). A "validation" section that is not
-    given is every eighth of the sorted "train" ids (the last one if there are fewer than eight), which
-    "train" then leaves out. Nothing is drawn at random, so the sections of a folder are always the same. They
-    contain incomplete cases too, so that mending or leaving out a case moves no other case to another
-    section.
+    With a ``split.json``, or a manifest's own split, its sections hold. Without one, every fifth case of the sorted
+    ids is "test" (the fifth, the tenth, ...; the last one if there are fewer than five). A "validation" section that
+    is not given is every eighth of the sorted "train" ids (the last one if there are fewer than eight), which
+    "train" then leaves out. Where a manifest names the patients, patients are counted instead of cases, in the order
+    of their first case, so that none lies in two sections. Nothing is drawn at random, so the sections of a folder are
+    always the same. They contain incomplete cases too, so that mending or leaving out a case moves no other case to
+    another section.
     """
     if folder.split is None:
-        train, test = _every(sorted(case.id for case in folder.cases), 5)
+        train, test = _every(sorted(case.id for case in folder.cases), 5, folder.groups)
         parts = {"train": train, "test": test}
     else:
         parts = dict(folder.split)
     if "validation" not in parts:
-        parts["train"], parts["validation"] = _every(sorted(parts.get("train", [])), 8)
+        parts["train"], parts["validation"] = _every(sorted(parts.get("train", [])), 8, folder.groups)
     return {section: sorted(parts.get(section, [])) for section in SECTIONS}
 
 
-def _every(ids: list[str], step: int) -> tuple[list[str], list[str]]:
-    """Split off every ``step``-th id, at least one where there are two or more."""
-    taken = ids[step - 1 :: step] or (ids[-1:] if len(ids) > 1 else [])
-    return [case for case in ids if case not in set(taken)], taken
+def _every(ids: list[str], step: int, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Split off every ``step``-th id, or group of ids, at least one where there are two or more."""
+    members: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for case in ids:
+        members[("group", groups[case]) if case in groups else ("case", case)].append(case)
+    units = list(members)
+    chosen = units[step - 1 :: step] or (units[-1:] if len(units) > 1 else [])
+    taken = {case for unit in chosen for case in members[unit]}
+    return [case for case in ids if case not in taken], [case for case in ids if case in taken]
 
 
 def find_leaks(folder: CaseFolder) -> list[Finding]:
-    """Find cases that stand in two sections, by their id or by an image with the same content.
+    """Find what stands in two sections: a case by its id, a patient, or an image with the same content.
 
     Two image files have the same content if their bytes are the same, after decompression where compressed.
     Only files that agree in a short fingerprint (size and first bytes, or gzip's own checksum) are read
@@ -56,6 +62,7 @@ def find_leaks(folder: CaseFolder) -> list[Finding]:
                 text = f"case {case} is in '{listed[case]}' and in '{section}'; leave it in one"
                 leaks.append(Finding("error", case, str(folder.root / "split.json"), text, "leak"))
     place = {case: section for section, ids in sections(folder).items() for case in ids}
+    leaks += _shared_groups(folder, place)
     for twins in _same_images([case for case in folder.cases if case.id in place]):
         first, file = twins[0]
         for other, other_file in twins[1:]:
@@ -71,6 +78,21 @@ def find_leaks(folder: CaseFolder) -> list[Finding]:
     return leaks
 
 
+def _shared_groups(folder: CaseFolder, place: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield one error a patient whose cases lie in more than one section."""
+    first: dict[str, str] = {}
+    told = set()
+    for case in sorted(place):
+        group = folder.groups.get(case)
+        if group is None or group in told:
+            continue
+        other = first.setdefault(group, case)
+        if place[other] != place[case]:
+            told.add(group)
+            text = f"patient {group} is in '{place[other]}' ({other}) and in '{place[case]}'; leave all in one section"
+            yield Finding("error", case, str(folder.root / "manifest.csv"), text, "leak")
+
+
 def _same_images(cases: list[Case]) -> Iterator[list[tuple[Case, Path]]]:
     """Yield groups of two or more image files with the same content."""
     files = [(case, path) for case in cases for path in case.images]
@@ -78,9 +100,7 @@ def _same_images(cases: list[Case]) -> Iterator[list[tuple[Case, Path]]]:
         yield from _groups(group, _digest)
 
 
-def _groups(
-    files: list[tuple[Case, Path]], key: Callable[[Path], object]
-) -> Iterator[list[tuple[Case, Path]]]:
+def _groups(files: list[tuple[Case, Path]], key: Callable[[Path], object]) -> Iterator[list[tuple[Case, Path]]]:
     groups: dict[object, list[tuple[Case, Path]]] = defaultdict(list)
     for case, path in files:
         try:

@@ -1,16 +1,16 @@
-"""Transforms that MONAI lacks or breaks, for volumes whose intensities have no common scale."""
+"""Transforms that MONAI lacks or breaks: normalisation without a common scale, label values, spacing, resizing."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacingd
+from monai.transforms import MapTransform, Resize, Resized, Spacingd
 from monai.transforms.utils_pytorch_numpy_unification import percentile
-from monai.utils import convert_to_dst_type
+from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
 
 from shared_components.data.scan import INTEGER_TOLERANCE
 from shared_components.errors import InputError
@@ -33,10 +33,48 @@ class SidecarSafeSpacingd(Spacingd):
             if name not in self.keys
             and (not isinstance(name, str) or (name.startswith(prefixes) and not isinstance(value, dict)))
         }
-        resampled = super().__call__(
-            {name: value for name, value in data.items() if name not in hidden}, lazy
-        )
+        resampled = super().__call__({name: value for name, value in data.items() if name not in hidden}, lazy)
         return {**resampled, **hidden}
+
+
+class AveragingResized(Resized):
+    """`monai.transforms.Resized` that averages where it shrinks and interpolates where it enlarges.
+
+    What MONAI 1.6 offers for pictures much larger than the network's input each has a fault: ``anti_aliasing`` pads
+    with zeros and darkens the border, "bilinear" alone skips pixels, "area" enlarges in blocks, which it also does
+    when `Invertd` brings probabilities back to the image's grid. Here "area" turns into linear interpolation for a call
+    that enlarges and for the inverse, so inverted probabilities are smooth, stay in [0, 1] and sum to one. Other modes
+    are MONAI's; "nearest-exact" suits label maps ("nearest" moves them by half a pixel).
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int] | int,
+        size_mode: str = "all",
+        mode: Sequence[str] | str = InterpolateMode.AREA,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Create the transform; see `monai.transforms.Resized` for the arguments."""
+        super().__init__(keys, spatial_size, size_mode, mode, allow_missing_keys=allow_missing_keys)
+        self.resizer = _AveragingResize(spatial_size, size_mode)
+
+
+class _AveragingResize(Resize):
+    def __call__(self, img: torch.Tensor, mode: str | None = None, **options: Any) -> torch.Tensor:
+        if mode == InterpolateMode.AREA and self._enlarges(img.shape[1:]):
+            mode = InterpolateMode.BILINEAR
+        return super().__call__(img, mode=mode, **options)
+
+    def _enlarges(self, shape: Sequence[int]) -> bool:
+        if self.size_mode == "longest":
+            return self.spatial_size > max(shape)
+        return any(new > old for new, old in zip(fall_back_tuple(self.spatial_size, shape), shape))
+
+    def inverse_transform(self, data: torch.Tensor, transform: dict) -> torch.Tensor:
+        extra = transform[TraceKeys.EXTRA_INFO]
+        mode = InterpolateMode.BILINEAR if extra["mode"] == InterpolateMode.AREA else extra["mode"]
+        return super().inverse_transform(data, {**transform, TraceKeys.EXTRA_INFO: {**extra, "mode": mode}})
 
 
 class PercentileNormalized(MapTransform):
@@ -49,7 +87,12 @@ class PercentileNormalized(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, lower: float = 0.5, upper: float = 99.5, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        allow_missing_keys: bool = False,
+        nonzero: bool = False,
     ) -> None:
         """Create the transform.
 
@@ -57,17 +100,18 @@ class PercentileNormalized(MapTransform):
             keys: entries to normalise.
             lower, upper: percentiles, 0 <= lower < upper <= 100.
             allow_missing_keys: leave out keys that the data does not have.
+            nonzero: take percentiles, mean and deviation of a channel's voxels that are not zero, and leave the zero
+                ones zero (skull-stripped MR with a zero background), as `monai.transforms.NormalizeIntensityd` does.
 
         Raises:
             InputError: the percentiles are out of order or range.
         """
         super().__init__(keys, allow_missing_keys)
         if not 0 <= lower < upper <= 100:
-            raise InputError(
-                f"lower {lower}, upper {upper}: expected percentiles with 0 <= lower < upper <= 100"
-            )
+            raise InputError(f"lower {lower}, upper {upper}: expected percentiles with 0 <= lower < upper <= 100")
         self.lower = lower
         self.upper = upper
+        self.nonzero = nonzero
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise the keys of ``data``.
@@ -86,11 +130,16 @@ class PercentileNormalized(MapTransform):
         return result
 
     def _normalise(self, channel: torch.Tensor) -> torch.Tensor:
-        low, high = percentile(channel, [self.lower, self.upper])
-        if not high > low:
-            return torch.zeros_like(channel)
-        clipped = channel.clamp(float(low), float(high))
-        return (clipped - clipped.mean()) / clipped.std(correction=0)
+        inside = channel != 0 if self.nonzero else torch.ones_like(channel, dtype=torch.bool)
+        result = torch.zeros_like(channel)
+        if not inside.any():
+            return result
+        values = channel[inside]
+        low, high = percentile(values, [self.lower, self.upper])
+        if high > low:
+            clipped = values.clamp(float(low), float(high))
+            result[inside] = (clipped - clipped.mean()) / clipped.std(correction=0)
+        return result
 
 
 class RoundLabelsd(MapTransform):
@@ -109,13 +158,20 @@ class RoundLabelsd(MapTransform):
         for key in self.key_iterator(result):
             label = torch.as_tensor(result[key])
             values = label.as_tensor() if isinstance(label, MetaTensor) else label
-            rounded = torch.round(values) if values.is_floating_point() else values
-            if not bool((torch.abs(values - rounded) <= INTEGER_TOLERANCE).all()):
-                raise InputError(
-                    f"{_name(label, key)}: non-integer labels; resample them with nearest neighbour"
-                )
-            result[key] = convert_to_dst_type(rounded, label)[0]
+            result[key] = convert_to_dst_type(rounded_labels(values, _name(label, key)), label)[0]
         return result
+
+
+def rounded_labels(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Return label values rounded to whole numbers; the type stays.
+
+    Raises:
+        InputError: a value is further than 0.001 from a whole number; ``name`` is told.
+    """
+    rounded = torch.round(values) if values.is_floating_point() else values
+    if not bool((torch.abs(values - rounded) <= INTEGER_TOLERANCE).all()):
+        raise InputError(f"{name}: non-integer labels; resample them with nearest neighbour")
+    return rounded
 
 
 def _name(tensor: torch.Tensor, key: Hashable) -> str:

@@ -80,6 +80,7 @@ class Highway(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(num_poolings, channels, dropout, norm)
+        self.downsampling = 2**num_poolings
         self.widths = highway_widths(num_poolings, channels)
         inputs = [in_channels] + self.widths[:-1]
         self.encoder = nn.ModuleList(_units([i, w, w], norm, dropout) for i, w in zip(inputs, self.widths))

@@ -59,10 +59,7 @@ def strip_chart(groups: Mapping[str, Mapping[str, float]], label: str, top: floa
     def y(value: float) -> float:
         return base - (value - low) / (high - low) * (base - 20)
 
-    parts = [
-        _line(left, y(t), width - 10, y(t)) + _text(left - 6, y(t) + 4, f"{t:g}", "end")
-        for t in ticks(low, high)
-    ]
+    parts = [_line(left, y(t), width - 10, y(t)) + _text(left - 6, y(t) + 4, f"{t:g}", "end") for t in ticks(low, high)]
     for column, (name, group) in enumerate(groups.items()):
         centre, colour = left + 65 + 130 * column, _hex(PALETTE[column % len(PALETTE)])
         known = {case: value for case, value in group.items() if math.isfinite(value)}
@@ -123,12 +120,12 @@ def line_chart(points: Sequence[tuple[float, float]], label: str) -> str:
     return _svg(width, height, parts, label)
 
 
-def reliability_chart(bins: Sequence[Sequence[float]], label: str = "share of correct voxels") -> str:
+def reliability_chart(bins: Sequence[Sequence[float]], elements: str = "voxels") -> str:
     """Draw accuracy against confidence: on the diagonal, the probabilities mean what they say.
 
     Args:
         bins: (3, num_bins) as `shared_components.ensembling.calibration_bins` returns them.
-        label: what the upright axis shows.
+        elements: what was counted, "voxels" or "pixels".
     """
     count, confidence, correct = (np.asarray(row, dtype=float) for row in bins)
     width, height, left, base, side = 330, 300, 60, 250, 230
@@ -140,19 +137,19 @@ def reliability_chart(bins: Sequence[Sequence[float]], label: str = "share of co
         return base - value * side
 
     parts = [
-        _line(left, y(t), x(1), y(t)) + _text(left - 6, y(t) + 4, f"{t:g}", "end")
-        for t in (0, 0.25, 0.5, 0.75, 1)
+        _line(left, y(t), x(1), y(t)) + _text(left - 6, y(t) + 4, f"{t:g}", "end") for t in (0, 0.25, 0.5, 0.75, 1)
     ]
     parts += [_text(x(t), base + 16, f"{t:g}") for t in (0, 0.5, 1)]
     parts.append(_line(x(0), y(0), x(1), y(1), "#8a99a6", 1.5))
     for n, p, c in zip(count, confidence, correct):
         if n > 0:
             radius = 3 + 9 * math.sqrt(n / count.sum())
-            title = f"<title>{n:.0f} voxels, confidence {p / n:.3f}, correct {c / n:.3f}</title>"
+            title = f"<title>{n:.0f} {elements}, confidence {p / n:.3f}, correct {c / n:.3f}</title>"
             parts.append(
                 f'<circle cx="{x(p / n):.1f}" cy="{y(c / n):.1f}" r="{radius:.1f}" fill="{_hex(PALETTE[5])}"'
                 f' fill-opacity="0.8">{title}</circle>'
             )
     parts.append(_text(x(0.5), base + 36, "probability of the predicted class"))
+    label = f"share of correct {elements}"
     parts.append(_text(14, y(0.5), label, extra=f'transform="rotate(-90 14 {y(0.5)})"'))
     return _svg(width, height, parts, "reliability diagram")

@@ -10,19 +10,8 @@ from typing import Any
 
 from shared_components.errors import InputError
 
-_IMAGE_SUFFIXES = (
-    ".nii.gz",
-    ".nii",
-    ".nrrd",
-    ".mha",
-    ".mhd",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".jpg",
-    ".jpeg",
-    ".dcm",
-)
+_PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
+_IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", *_PICTURE_SUFFIXES)
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | str) -> Path:
@@ -43,9 +32,7 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> Path:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another output_dir"
-        ) from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
     return path
 
 
@@ -78,8 +65,7 @@ def claim_outputs(output_dir: str | os.PathLike, patterns: Sequence[str], overwr
     taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
     if taken and not overwrite:
         raise InputError(
-            f"output_dir {folder}: {taken[0]} is there already; "
-            "choose another output_dir or set overwrite to true"
+            f"output_dir {folder}: {taken[0]} is there already; choose another output_dir or set overwrite to true"
         )
     return folder
 
@@ -101,6 +87,20 @@ def case_name(file: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def case_file(*items: Any) -> str:
+    """Return the file that names a case: of the files that ``items`` were read from the one of the shortest name.
+
+    A label may be called as its image with a suffix such as ``_segmentation``, an image as its label with a
+    channel's ``_0000``. Of names of one length the first is taken; '' where there is no file.
+    """
+    return min(filter(None, map(file_of, items)), key=lambda file: len(case_name(file)), default="")
+
+
+def is_picture(item: Any) -> bool:
+    """Tell whether a (C, *spatial) image was read from a picture (PNG, JPEG, TIFF, ...): it has pixels, no size."""
+    return item.ndim == 3 and file_of(item).lower().endswith(_PICTURE_SUFFIXES)
 
 
 def unique_name(name: str, taken: Mapping[str, Any] | set[str]) -> str:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import numpy as np
@@ -24,14 +24,17 @@ from torch import Tensor
 from shared_components.ensembling.uncertainty import entropy
 from shared_components.errors import InputError
 from shared_components.reporting.files import (
+    case_file,
     case_name,
     claim_outputs,
     file_of,
     foreground_names,
+    is_picture,
     unique_name,
     write_atomically,
 )
-from shared_components.reporting.metrics import score_case, summarise, write_table
+from shared_components.reporting.instances import InstanceScores
+from shared_components.reporting.metrics import UNITS, score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
 from shared_components.reporting.report import Picture, write_report
 
@@ -39,13 +42,21 @@ CaseKey = tuple[str, int]
 logger = logging.getLogger(__name__)
 
 
+class CaseRecord(NamedTuple):
+    """What is kept of a scored case: its row of the table, its calibration bins, the unit of its distances."""
+
+    scores: dict[str, float]
+    bins: Tensor
+    unit: str
+
+
 class CaseMetrics:
     """Score every case of an evaluation and write ``metrics_per_case.csv`` and ``metrics_summary.csv``.
 
     `score_case` says which scores, and on what conventions. The distances are in the units of the label's
     affine, so the evaluation should compare on the label's own grid: load the label without spatial
-    transforms and invert the prediction's. ``seconds`` is the time of an iteration, after loading, divided by
-    its cases.
+    transforms and invert the prediction's. Pictures (PNG, JPEG, TIFF, ...) have no size: theirs are in pixels,
+    and the columns are called so. ``seconds`` is the time of an iteration, after loading, divided by its cases.
 
     ``engine.state`` receives ``case_metrics`` (the rows), ``case_summary``, ``calibration`` (summed bins) and
     ``case_keys`` (the files).
@@ -55,10 +66,15 @@ class CaseMetrics:
         label_names: ``{"anterior": 1}`` or ``{"1": "anterior"}``; classes without a name are numbered.
         pred_key: key of the (C, *spatial) probabilities or one-hot, or (1, *spatial) label map.
         label_key: key of the (1, *spatial) label map or (C, *spatial) one-hot reference.
-        distance_unit: unit of the affine: ``"mm"``, or ``"px"`` for pictures that have no size.
+        distance_unit: unit of the affine, for all cases; by default ``"px"`` for pictures, whose pixels then
+            count as 1 whatever the file says, and ``"mm"`` for everything else.
         region_margin: how far "near the foreground" reaches, in that unit.
         num_bins: bins of the calibration error.
         overwrite: whether tables of an earlier run may be replaced.
+        iou: whether to add the intersection over union to Dice.
+        instances: how to score single objects, if they matter (`InstanceScores`).
+        instances_key: key of the reference's numbered objects (1, *spatial), in the cases that have them
+            (`add_instances`).
     """
 
     def __init__(
@@ -67,23 +83,23 @@ class CaseMetrics:
         label_names: Mapping[Any, Any] | None = None,
         pred_key: str = "pred",
         label_key: str = "label",
-        distance_unit: str = "mm",
+        distance_unit: str | None = None,
         region_margin: float = 5.0,
         num_bins: int = 20,
         overwrite: bool = False,
+        iou: bool = False,
+        instances: InstanceScores | None = None,
+        instances_key: str = "instances",
     ) -> None:
+        if distance_unit not in (None, *UNITS):
+            raise InputError(f"distance_unit '{distance_unit}': expected one of {', '.join(UNITS)}, or none")
         self.output_dir = Path(output_dir)
         self.label_names = label_names
-        self.pred_key, self.label_key = pred_key, label_key
+        self.pred_key, self.label_key, self.instances_key = pred_key, label_key, instances_key
         self.unit, self.margin, self.num_bins = distance_unit, region_margin, num_bins
-        self.overwrite = overwrite
-        self._records: dict[CaseKey, tuple[dict, Tensor]] = {}
+        self.overwrite, self.iou, self.instances = overwrite, iou, instances
+        self._records: dict[CaseKey, CaseRecord] = {}
         self._since = 0.0
-
-    @property
-    def region(self) -> str:
-        """What "near the foreground" means, in words."""
-        return f"Within {self.margin:g} {self.unit} of what the prediction or the reference marks."
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
@@ -101,44 +117,50 @@ class CaseMetrics:
 
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
-        cases = engine.state.output
+        cases, loaded = engine.state.output, engine.state.batch
         predictions = [case[self.pred_key].cpu() for case in cases]
         seconds = (time.perf_counter() - self._since) / len(cases)
-        for case, prediction in zip(cases, predictions):
-            self._score(case, prediction, seconds)
+        # MONAI's engines leave in the batch what they were not asked to pass on
+        loaded = loaded if isinstance(loaded, list) and len(loaded) == len(cases) else [{}] * len(cases)
+        for case, also, prediction in zip(cases, loaded, predictions):
+            instances = case.get(self.instances_key, also.get(self.instances_key))
+            self._score(case, prediction, instances, seconds)
 
-    def _score(self, case: Mapping[str, Any], prediction: Tensor, seconds: float) -> None:
+    def _score(self, case: Mapping[str, Any], prediction: Tensor, instances: Tensor | None, seconds: float) -> None:
         label = case[self.label_key]
-        key = _next_key(file_of(label, *case.values()), self._records)
+        key = _next_key(case_file(label, *case.values()), self._records)
         names = foreground_names(self.label_names, prediction.shape[0])
+        in_pixels = self.unit is None and is_picture(label)
+        unit = self.unit or ("px" if in_pixels else "mm")
+        spacing = [1.0] * (label.ndim - 1) if in_pixels else None
         try:
-            scores, bins = score_case(
-                prediction, label, names, unit=self.unit, margin=self.margin, num_bins=self.num_bins
-            )
+            scores, bins = score_case(prediction, label, names, spacing, unit, self.margin, self.num_bins, self.iou)
+            if self.instances is not None:
+                scores.update(self.instances(prediction, label, instances))
         except InputError as error:
-            raise InputError(f"{key[0]}: {error}") from error
-        self._records[key] = ({**scores, "seconds": seconds}, bins)
+            raise InputError(f"{file_of(label) or key[0]}: {error}") from error
+        self._records[key] = CaseRecord({**scores, "seconds": seconds}, bins, unit)
 
     def _finish(self, engine: Engine) -> None:
         # a distributed sampler repeats cases to fill up; they count once
         records = {key: record for part in _gather(self._records) for key, record in part.items()}
         rows, engine.state.case_keys = {}, {}
-        for key, (scores, _) in sorted(records.items(), key=lambda item: item[0]):
+        for key, record in sorted(records.items(), key=lambda item: item[0]):
             name = unique_name(case_name(key[0]), rows)
-            rows[name] = {"case": name, **scores}
+            rows[name] = {"case": name, **record.scores}
             engine.state.case_keys[name] = key
         engine.state.case_metrics = list(rows.values())
         engine.state.case_summary = summarise(engine.state.case_metrics)
         zeros = torch.zeros(3, self.num_bins, dtype=torch.float64)
-        engine.state.calibration = sum((bins for _, bins in records.values()), zeros)
-        engine.state.near_foreground = self.region
+        engine.state.calibration = sum((record.bins for record in records.values()), zeros)
+        units = " or ".join(sorted({record.unit for record in records.values()}))
+        region = f"Within {self.margin:g} {units} of what the prediction or the reference marks."
+        engine.state.near_foreground = region
         if idist.get_rank() == 0 and rows:
             write_table(self.output_dir / "metrics_per_case.csv", engine.state.case_metrics)
             write_table(self.output_dir / "metrics_summary.csv", engine.state.case_summary)
             means = {row["metric"]: row["mean"] for row in engine.state.case_summary}
-            logger.info(
-                "mean Dice of %d cases: %.4f, tables in %s", len(rows), means["dice_mean"], self.output_dir
-            )
+            logger.info("mean Dice of %d cases: %.4f, tables in %s", len(rows), means["dice_mean"], self.output_dir)
 
 
 class SaveOverlays:
@@ -152,13 +174,15 @@ class SaveOverlays:
     Args:
         output_dir: where the pictures go; made when the run starts.
         label_names: as in `CaseMetrics`.
-        image_key: key of the (K, *spatial) image.
+        image_key: key of the (K, *spatial) image: three channels in 2-D are colours, of other images one
+            channel is drawn.
         pred_key: key of the (C, *spatial) probabilities or (1, *spatial) label map.
         label_key: key of the reference, if there is one.
         uncertainty_key: key of the (1, *spatial) uncertainty in [0, 1], if there is one.
         overwrite: whether pictures of an earlier run may be replaced.
         also_claims: names, with wildcards, of what else the run writes to ``output_dir``, such as label maps
             by `SaveImaged`, which replaces files without asking; where one is there the run is refused alike.
+        channel: the image's channel to draw, in grey; by default colours or the first (`overlay_figure`).
     """
 
     def __init__(
@@ -171,12 +195,13 @@ class SaveOverlays:
         uncertainty_key: str = "uncertainty",
         overwrite: bool = False,
         also_claims: Sequence[str] = (),
+        channel: int | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.label_names = label_names
         self.image_key, self.pred_key = image_key, pred_key
         self.label_key, self.uncertainty_key = label_key, uncertainty_key
-        self.overwrite = overwrite
+        self.overwrite, self.channel = overwrite, channel
         self.claims = ["*_overlay.png", *also_claims]
         self._written: dict[CaseKey, Path] = {}
 
@@ -194,7 +219,7 @@ class SaveOverlays:
         """Draw the cases of one iteration."""
         for case in engine.state.output:
             label, image, prediction = case.get(self.label_key), case[self.image_key], case[self.pred_key]
-            key = _next_key(file_of(label, *case.values()), self._written)
+            key = _next_key(case_file(label, *case.values()), self._written)
             name = unique_name(
                 case_name(key[0]), {path.name[: -len("_overlay.png")] for path in self._written.values()}
             )
@@ -216,6 +241,7 @@ class SaveOverlays:
             uncertainty=None if uncertainty is None else _array(uncertainty)[0],
             label_names=names,
             title=name,
+            channel=self.channel,
         )
 
     def _finish(self, engine: Engine) -> None:
@@ -263,9 +289,7 @@ class ReportHandler:
         """Write the page."""
         rows = getattr(engine.state, "case_metrics", None)
         if rows is None:
-            raise InputError(
-                "ReportHandler: found no case metrics; put CaseMetrics before it in the handlers"
-            )
+            raise InputError("ReportHandler: found no case metrics; put CaseMetrics before it in the handlers")
         if idist.get_rank() != 0 or not rows:
             return
         path = write_report(

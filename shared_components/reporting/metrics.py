@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_dice,
+    compute_hausdorff_distance,
+    compute_iou,
+)
 from monai.networks import one_hot
 from scipy.ndimage import distance_transform_edt, find_objects
 from torch import Tensor
@@ -28,6 +33,7 @@ from shared_components.ensembling.uncertainty import calibration_bins, entropy, 
 from shared_components.errors import InputError
 from shared_components.reporting.files import write_atomically
 
+UNITS = ("mm", "px")
 SUMMARY_FIELDS = ("metric", "mean", "std", "median", "min", "max", "cases", "nan")
 
 
@@ -111,6 +117,7 @@ def score_case(
     unit: str = "mm",
     margin: float = 5.0,
     num_bins: int = 20,
+    iou: bool = False,
 ) -> tuple[dict[str, float], Tensor]:
     """Score one case.
 
@@ -126,9 +133,11 @@ def score_case(
         unit: unit of ``spacing``, for the names of the distances.
         margin: in the same unit.
         num_bins: bins of the calibration error.
+        iou: whether to add the intersection over union, which has Dice's conventions.
 
     Returns:
-        The scores: ``dice_<name>``, ``dice_mean``, ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
+        The scores: ``dice_<name>``, ``dice_mean``, with ``iou`` ``iou_<name>`` and ``iou_mean``,
+        ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
         ``ece_near_foreground`` (expected calibration error), ``error_auroc_near_foreground`` (area under the
         ROC curve of the entropy as a detector of wrong voxels). And the `calibration_bins` near the
         foreground.
@@ -147,7 +156,8 @@ def score_case(
     spacing = spacing_of(label) if spacing is None else list(spacing)
     probabilities, truth = class_probabilities(prediction, classes), class_indices(label, classes)
     predicted = probabilities.argmax(dim=0, keepdim=True)
-    scores = _score_classes(predicted, truth, names, classes, spacing, unit)
+    scores = _overlaps(predicted, truth, names, classes, iou)
+    scores.update(_distances(predicted, truth, names, spacing, unit))
     foreground = ((predicted > 0) | (truth > 0))[0].numpy()
     region = torch.from_numpy(near_foreground(foreground, spacing, margin))[None, None]
     bins = calibration_bins(probabilities[None], truth[None], num_bins, region)
@@ -157,37 +167,41 @@ def score_case(
     return scores, bins
 
 
-def _score_classes(
-    predicted: Tensor,
-    truth: Tensor,
-    names: Mapping[int, str],
-    classes: int,
-    spacing: Sequence[float],
-    unit: str,
-) -> dict[str, float]:
-    """Dice and surface distances of every class, Dice first, from (1, *spatial) label maps."""
+def _overlaps(predicted: Tensor, truth: Tensor, names: Mapping[int, str], classes: int, iou: bool) -> dict[str, float]:
+    """Dice, and if asked for the intersection over union, of every class and their means."""
     hot = [one_hot(labels[None], num_classes=classes) for labels in (predicted, truth)]
-    dice = compute_dice(*hot, include_background=True, ignore_empty=False)[0]
-    scores = {f"dice_{name}": float(dice[index]) for index, name in names.items()}
-    scores["dice_mean"] = float(np.mean(list(scores.values())))
-    distances = {
-        name: surface_distances(predicted[0] == index, truth[0] == index, spacing)
-        for index, name in names.items()
-    }
-    scores.update({f"hd95_{unit}_{name}": pair[0] for name, pair in distances.items()})
-    scores.update({f"assd_{unit}_{name}": pair[1] for name, pair in distances.items()})
+    scores: dict[str, float] = {}
+    for metric, compute in (("dice", compute_dice), ("iou", compute_iou))[: 1 + iou]:
+        values = compute(*hot, include_background=True, ignore_empty=False)[0]
+        of_class = {f"{metric}_{name}": float(values[index]) for index, name in names.items()}
+        scores.update(of_class)
+        scores[f"{metric}_mean"] = float(np.mean(list(of_class.values())))
     return scores
 
 
+def _distances(
+    predicted: Tensor, truth: Tensor, names: Mapping[int, str], spacing: Sequence[float], unit: str
+) -> dict[str, float]:
+    """Surface distances of every class."""
+    distances = {
+        name: surface_distances(predicted[0] == index, truth[0] == index, spacing) for index, name in names.items()
+    }
+    return {
+        f"{metric}_{unit}_{name}": pair[number]
+        for number, metric in enumerate(("hd95", "assd"))
+        for name, pair in distances.items()
+    }
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Summarise every numeric column of the case table.
+    """Summarise every numeric column of the case table; a case that lacks one has NaN there.
 
     Returns:
         One row per metric with the fields `SUMMARY_FIELDS`: NaN is left out of the statistics and counted in
         ``nan``; ``std`` is the sample's (n - 1); ``cases`` counts all cases.
     """
-    columns = [key for key, value in rows[0].items() if isinstance(value, (int, float))] if rows else []
-    return [{"metric": column, **_describe([float(row[column]) for row in rows])} for column in columns]
+    columns = {key: None for row in rows for key, value in row.items() if isinstance(value, (int, float))}
+    return [{"metric": column, **_describe([float(row.get(column, math.nan)) for row in rows])} for column in columns]
 
 
 def _describe(values: Sequence[float]) -> dict[str, Any]:
@@ -211,7 +225,5 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> P
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows
-    )
+    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
     return write_atomically(path, text.getvalue())

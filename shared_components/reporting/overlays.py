@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
+from shared_components.errors import InputError
+
 # Okabe and Ito's colours, told apart with every kind of colour vision
 PALETTE = (
     (230, 159, 0),
@@ -52,6 +54,7 @@ def overlay_figure(
     uncertainty: np.ndarray | None = None,
     label_names: Mapping[int, str] | None = None,
     title: str = "",
+    channel: int | None = None,
 ) -> np.ndarray:
     """Draw one case as a table of pictures.
 
@@ -60,21 +63,25 @@ def overlay_figure(
     and scaled to its true proportions. A 2-D image is drawn as it is stored, its first axis to the right.
 
     Args:
-        image: (*spatial) grey values, or (3, *spatial) colours in [0, 255] or [0, 1] in 2-D; of another first
-            axis the first channel.
+        image: (*spatial) grey values, or (K, *spatial) channels. Three channels of a 2-D image are its colours,
+            shown as they are in [0, 255] or [0, 1] and stretched together otherwise; of other images one channel
+            is shown.
         prediction: (*spatial) class indices, 2-D or 3-D.
         affine: (4, 4) voxel indices to RAS millimetres; identity without it.
         reference: (*spatial) class indices. Without it there are neither reference nor errors.
         uncertainty: (*spatial) in [0, 1].
         label_names: class index to name, without the background, for the legend.
         title: written above.
+        channel: the channel to show in grey, of any image; by default the first, or all three as colours.
 
     Returns:
         (height, width, 3) uint8.
+
+    Raises:
+        InputError: the image has no such channel.
     """
-    views = _cut(
-        image, prediction, np.eye(4) if affine is None else np.asarray(affine), reference, uncertainty
-    )
+    background = _displayed(np.asarray(image), prediction.ndim, channel)
+    views = _cut(background, prediction, np.eye(4) if affine is None else np.asarray(affine), reference, uncertainty)
     columns = [name for name, known in _columns(reference, uncertainty) if known]
     rows = [[_panel(view, name) for name in columns] for view in views]
     width = len(columns) * (PANEL + GAP) + GAP
@@ -119,7 +126,6 @@ def _cut(
     uncertainty: np.ndarray | None,
 ) -> list[View]:
     """Choose the slices and turn them for display."""
-    image = _displayed(np.asarray(image), prediction.ndim)
     arrays = [image, prediction, reference, uncertainty]
     if prediction.ndim == 2:
         spacing = np.linalg.norm(affine[:2, :2], axis=0)
@@ -159,13 +165,26 @@ def _informative_slice(
     return int(best[len(best) // 2])
 
 
-def _displayed(image: np.ndarray, dimensions: int) -> np.ndarray:
-    """Bring an image to grey or colour values in [0, 255], clipped to its 1st and 99th percentile."""
-    if image.ndim == dimensions + 1 and dimensions == 2 and image.shape[0] == 3:
-        image = np.moveaxis(image, 0, -1)
-    elif image.ndim == dimensions + 1:
-        image = image[0]
-    image = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+def _displayed(image: np.ndarray, dimensions: int, channel: int | None) -> np.ndarray:
+    """Bring an image to grey (*spatial) or colour (*spatial, 3) values in [0, 255]."""
+    image = image if image.ndim > dimensions else image[None]
+    if channel is not None and not 0 <= channel < len(image):
+        raise InputError(f"channel {channel}: the image has {len(image)} channels; expected 0 to {len(image) - 1}")
+    if channel is None and dimensions == 2 and len(image) == 3:
+        return _colours(np.moveaxis(np.asarray(image, dtype=np.float32), 0, -1))
+    return _stretched(np.asarray(image[channel or 0], dtype=np.float32))
+
+
+def _colours(image: np.ndarray) -> np.ndarray:
+    """Colours of [0, 255] or [0, 1] as they are; normalised ones stretched, all three alike."""
+    if not (image.min() >= 0 and image.max() <= 255):
+        return _stretched(image)
+    return image * 255 if image.max() <= 1 else image
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    """Stretch values to [0, 255], clipped to their 1st and 99th percentile."""
+    image = np.nan_to_num(image, posinf=0, neginf=0)
     low, high = np.percentile(image, (1, 99))
     if high <= low:
         low, high = float(image.min()), float(image.max())

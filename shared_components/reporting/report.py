@@ -19,26 +19,47 @@ import torch
 import shared_components
 from shared_components.reporting.charts import reliability_chart, strip_chart
 from shared_components.reporting.files import write_atomically
+from shared_components.reporting.metrics import UNITS
 from shared_components.reporting.page import page, section
 
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
-_RADIOLOGICAL = (
-    "Volumes are shown in the radiological convention: the patient's right is on the picture's left."
-)
+_RADIOLOGICAL = "Volumes are shown in the radiological convention: the patient's right is on the picture's left."
+# name of the columns that it explains, term, explanation
 _MEANINGS = (
-    ("Dice", "Overlap of prediction and reference, 0 to 1. Both empty: 1. One of them empty: 0."),
+    ("dice_", "Dice", "Overlap of prediction and reference, 0 to 1. Both empty: 1. One of them empty: 0."),
     (
+        "iou_",
+        "IoU",
+        "Intersection over union: what prediction and reference share of what either marks, with Dice's conventions.",
+    ),
+    (
+        "hd95_",
         "HD95",
         "Hausdorff distance: the larger of the two directed 95th percentiles of the distances between the "
         "surfaces. No value where prediction or reference is empty.",
     ),
-    ("ASSD", "Average symmetric surface distance. No value where prediction or reference is empty."),
+    ("assd_", "ASSD", "Average symmetric surface distance. No value where prediction or reference is empty."),
     (
+        "aji",
+        "AJI",
+        "Aggregated Jaccard index of single objects: each object of the reference with the found one that fits it "
+        "best; found objects that fit none count as wrong. 0 to 1.",
+    ),
+    (
+        "pq",
+        "PQ",
+        "Panoptic quality of single objects: the intersection over union of the matched ones, spread over all. "
+        "Objects match where it exceeds 0.5. 0 to 1.",
+    ),
+    ("f1_iou50", "F1 of objects", "How many objects are matched so, of those found and those to be found. 0 to 1."),
+    (
+        "ece_near_foreground",
         "ECE near foreground",
         "Expected calibration error: how far the stated probability of the predicted class is from the share "
         "of voxels that are correct. 0 is best.",
     ),
     (
+        "error_auroc_near_foreground",
         "Error AUROC near foreground",
         "Whether the uncertainty map marks the wrong voxels: the probability that a wrong voxel is more "
         "uncertain than a correct one. 0.5 is chance, 1 is best. No value where nothing is wrong.",
@@ -96,18 +117,19 @@ def write_report(
     Returns:
         Path of the page, whole or not written at all.
     """
+    elements = "pixels" if any("_px_" in column for row in rows for column in row) else "voxels"
     note = "Hover over a point for its case. The box spans the quartiles, the line is the median."
     body = [
         tiles(summary),
-        section("Distribution over the cases", _charts(rows, calibration), note),
+        section("Distribution over the cases", _charts(rows, calibration, elements), note),
         section(
             "Summary",
             summary_table(summary),
             "std is the sample's (n - 1). Missing values are left out and counted.",
         ),
-        section("Cases in pictures", _figures(pictures), _RADIOLOGICAL),
+        section("Cases in pictures", _figures(pictures), _RADIOLOGICAL if elements == "voxels" else ""),
         section("All cases", case_table(rows), "Click a heading to sort."),
-        section("How to read the numbers", _definitions(region)),
+        section("How to read the numbers", _definitions(summary, region, elements)),
         section("How it was made", settings_table({**(settings or {}), "environment": environment()})),
     ]
     return write_atomically(Path(output_dir) / file_name, page(title, subtitle(f"{len(rows)} cases"), body))
@@ -123,9 +145,15 @@ def heading_of(column: str) -> str:
     if column.startswith(("hd95_", "assd_")):
         metric, unit, label = column.split("_", 2)
         return f"{metric.upper()} ({unit}), {label}"
-    if column.startswith("dice_"):
-        return f"Dice, {column[5:]}"
+    for prefix, metric in (("dice_", "Dice"), ("iou_", "IoU")):
+        if column.startswith(prefix):
+            return f"{metric}, {column[len(prefix) :]}"
     return {
+        "aji": "AJI",
+        "pq": "PQ",
+        "f1_iou50": "F1 of objects (IoU > 0.5)",
+        "instances_reference": "objects in the reference",
+        "instances_predicted": "objects found",
         "ece_near_foreground": "ECE near foreground",
         "error_auroc_near_foreground": "Error AUROC near foreground",
         "seconds": "seconds per case",
@@ -141,7 +169,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 def tiles(summary: Sequence[Mapping[str, Any]]) -> str:
     """Return the mean of every metric that has one as a row of large numbers."""
-    shown = [row for row in summary if not row["metric"].startswith("assd_")]
+    shown = [row for row in summary if not row["metric"].startswith(("assd_", "instances_"))]
     parts = [
         f'<div class="tile"><b>{number(row["mean"])}</b><span>{escape(heading_of(row["metric"]))}<br>'
         f"± {number(row['std'])}</span></div>"
@@ -171,12 +199,8 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(
-        f'<th><button type="button">{escape(heading_of(column))}</button></th>' for column in columns
-    )
-    body = "".join(
-        "<tr>" + "".join(_cell(row.get(column, "")) for column in columns) + "</tr>" for row in rows
-    )
+    head = "".join(f'<th><button type="button">{escape(heading_of(column))}</button></th>' for column in columns)
+    body = "".join("<tr>" + "".join(_cell(row.get(column, "")) for column in columns) + "</tr>" for row in rows)
     return _table(head, body, ' class="sortable"')
 
 
@@ -191,16 +215,19 @@ def _cell(value: Any) -> str:
     return f'<td data-value="{value if math.isfinite(value) else ""}">{number(value)}</td>'
 
 
-def _charts(rows: Sequence[Mapping[str, Any]], calibration: Sequence[Sequence[float]] | None) -> str:
+def _charts(rows: Sequence[Mapping[str, Any]], calibration: Sequence[Sequence[float]] | None, elements: str) -> str:
     """Strip charts of every structure's Dice and HD95, and the reliability diagram."""
     charts = []
-    for prefix, label, top in (("dice_", "Dice", 1.0), ("hd95_", "HD95", None)):
-        columns = [c for c in (rows[0] if rows else ()) if c.startswith(prefix) and c != "dice_mean"]
-        unit = f" ({columns[0].split('_')[1]})" if columns and prefix == "hd95_" else ""
-        groups = {heading_of(c).split(", ", 1)[1]: {row["case"]: row[c] for row in rows} for c in columns}
-        charts += [strip_chart(groups, label + unit, top)] if groups else []
+    columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c != "dice_mean"]
+    for prefix, label, top in (("dice_", "Dice", 1.0), *((f"hd95_{u}_", f"HD95 ({u})", None) for u in UNITS)):
+        groups = {
+            c.removeprefix(prefix): {row["case"]: row[c] for row in rows if c in row}
+            for c in columns
+            if c.startswith(prefix)
+        }
+        charts += [strip_chart(groups, label, top)] if groups else []
     if calibration is not None and float(np.asarray(calibration)[0].sum()) > 0:
-        charts.append(reliability_chart(calibration))
+        charts.append(reliability_chart(calibration, elements))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
@@ -214,17 +241,21 @@ def _figures(pictures: Sequence[Picture]) -> str:
     )
 
 
-def _definitions(region: str) -> str:
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _MEANINGS)
+def _definitions(summary: Sequence[Mapping[str, Any]], region: str, elements: str) -> str:
+    """Explain the metrics that the summary has."""
+    metrics = [row["metric"] for row in summary]
+    terms = "".join(
+        f"<dt>{escape(term)}</dt><dd>{escape(meaning.replace('voxel', elements[:-1]))}</dd>"
+        for name, term, meaning in _MEANINGS
+        if any(metric.startswith(name) for metric in metrics)
+    )
     region = f"<dt>Near foreground</dt><dd>{escape(region)}</dd>" if region else ""
     return f"<dl>{terms}{region}</dl>"
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """Return nested settings as a table of dotted names and values."""
-    rows = [
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in flatten(settings)
-    ]
+    rows = [f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in flatten(settings)]
     return f'<table class="settings"><tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -232,7 +263,5 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
     """Return nested settings as (dotted name, value)."""
     flat = []
     for key, value in settings.items():
-        flat += (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-        )
+        flat += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return flat

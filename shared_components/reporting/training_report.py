@@ -108,9 +108,7 @@ class TrainingReportHandler:
         took = sum(row.get("seconds", 0.0) for row in rows)
         what = f"epoch {done} of {planned}, {took / 60:.1f} minutes"
         names = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "epoch"]
-        charts = [
-            line_chart([(row["epoch"], row[name]) for row in rows if name in row], name) for name in names
-        ]
+        charts = [line_chart([(row["epoch"], row[name]) for row in rows if name in row], name) for name in names]
         body = [
             section("Curves", f'<div class="charts">{"".join(charts)}</div>'),
             section("How it was made", settings_table({**self.settings, "environment": environment()})),

@@ -47,9 +47,7 @@ def test_msd_layout_without_dataset_json(tmp_path):
 
 def test_the_list_of_dataset_json_decides_which_files_are_cases(tmp_path):
     listed = [{"image": "./imagesTr/a_img.nii.gz", "label": "./labelsTr/a_seg.nii.gz"}]
-    touch(
-        tmp_path, "imagesTr/a_img.nii.gz", "labelsTr/a_seg.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz"
-    )
+    touch(tmp_path, "imagesTr/a_img.nii.gz", "labelsTr/a_seg.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
     touch(tmp_path, "imagesTr/c.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
     folder = find_cases(tmp_path)
@@ -110,9 +108,7 @@ def test_nnunet_version_1_with_modality_and_a_training_list(tmp_path):
 
 
 def test_four_digits_that_belong_to_the_id_are_no_channel(tmp_path):
-    touch(
-        tmp_path, "imagesTr/spleen_0001.nii.gz", "labelsTr/spleen_0001.nii.gz", "imagesTr/spleen_0002.nii.gz"
-    )
+    touch(tmp_path, "imagesTr/spleen_0001.nii.gz", "labelsTr/spleen_0001.nii.gz", "imagesTr/spleen_0002.nii.gz")
     folder = find_cases(tmp_path)
     assert folder.layout == "msd"
     assert [case.id for case in folder.cases] == ["spleen_0001", "spleen_0002"]
@@ -124,9 +120,53 @@ def test_paired_folders_of_any_format(tmp_path, label_dir):
     touch(tmp_path, *(f"{label_dir}/{name}.nii.gz" for name in "abcd"))
     folder = find_cases(tmp_path)
     assert folder.layout == "paired"
-    assert [(case.id, case.label.parent.name) for case in folder.cases] == [
-        (name, label_dir) for name in "abcd"
-    ]
+    assert [(case.id, case.label.parent.name) for case in folder.cases] == [(name, label_dir) for name in "abcd"]
+
+
+@pytest.mark.parametrize("image_dir", ["images", "img"])
+@pytest.mark.parametrize("label_dir", ["labels", "masks", "mask"])
+def test_paired_folders_by_other_names(tmp_path, image_dir, label_dir):
+    touch(tmp_path, f"{image_dir}/a.jpg", f"{label_dir}/a.png")
+    folder = find_cases(tmp_path)
+    assert folder.layout == "paired" and folder.problems == [] and not folder.channels_named
+    assert folder.cases == [Case("a", (tmp_path / image_dir / "a.jpg",), tmp_path / label_dir / "a.png")]
+
+
+@pytest.mark.parametrize("suffix", ["_segmentation", "_Segmentation", "_mask", "_seg", "_label", "_gt"])
+def test_a_label_may_carry_a_suffix(tmp_path, suffix):
+    touch(tmp_path, "images/ISIC_0000000.jpg", f"masks/ISIC_0000000{suffix}.png", "images/b.jpg", "masks/b.png")
+    touch(tmp_path, f"masks/c{suffix}.png")
+    folder = find_cases(tmp_path)
+    assert [case.id for case in folder.cases] == ["ISIC_0000000", "b", f"c{suffix}"]
+    assert folder.cases[0].label == tmp_path / "masks" / f"ISIC_0000000{suffix}.png"
+    assert kinds(folder) == [("error", f"c{suffix}", "no_image")]
+
+
+def test_a_suffix_that_belongs_to_the_id_or_doubles_a_label(tmp_path):
+    touch(tmp_path, "images/a_seg.png", "masks/a_seg.png", "images/b.png", "masks/b.png", "masks/b_mask.png")
+    folder = find_cases(tmp_path)
+    assert [case.label.name for case in folder.cases] == ["a_seg.png", "b.png"]
+    assert kinds(folder) == [("error", "b", "duplicate_id")]
+
+
+def test_label_suffixes_beside_channel_suffixes(tmp_path):
+    touch(tmp_path, "images/a_0000.png", "images/a_0001.png", "masks/a_seg.png")
+    (case,) = find_cases(tmp_path).cases
+    assert (case.id, len(case.images), case.label.name) == ("a", 2, "a_seg.png")
+
+
+def test_colour_pictures_of_nnunet_are_one_file_of_three_channels(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.png", "imagesTr/b_0000.png", "labelsTr/a.png", "labelsTr/b.png")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "R", "1": "G", "2": "B"}}')
+    folder = find_cases(tmp_path)
+    assert (folder.layout, folder.channels, folder.problems) == ("nnunet", ("R", "G", "B"), [])
+    touch(tmp_path, "imagesTr/a_0001.png", "imagesTr/a_0002.png")
+    assert [kind for _, _, kind in kinds(find_cases(tmp_path))] == ["missing_channel"] * 2
+
+
+def test_numbered_pictures_for_a_colour_model_are_no_channels(tmp_path):
+    touch(tmp_path, *(f"frame_{number:04d}.png" for number in range(5)))
+    assert len(find_cases(tmp_path, 3).cases) == 5
 
 
 def test_labels_beside_masks_are_ambiguous(tmp_path):
@@ -143,9 +183,7 @@ def test_images_alone(tmp_path):
 
 
 def test_images_alone_one_folder_down(tmp_path):
-    touch(
-        tmp_path, "patient 1/scan.nii.gz", "patient 2/scan.nii.gz", ".hidden/scan.nii.gz", "x/y/scan.nii.gz"
-    )
+    touch(tmp_path, "patient 1/scan.nii.gz", "patient 2/scan.nii.gz", ".hidden/scan.nii.gz", "x/y/scan.nii.gz")
     assert [case.id for case in find_cases(tmp_path).cases] == ["patient 1_scan", "patient 2_scan"]
 
 

@@ -6,9 +6,24 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Spacingd
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Resize,
+    Resized,
+    Spacingd,
+)
 
-from shared_components.data.transforms import PercentileNormalized, RoundLabelsd, SidecarSafeSpacingd
+from shared_components.data.loaders import LoadImageChannelsd
+from shared_components.data.transforms import (
+    AveragingResized,
+    PercentileNormalized,
+    RoundLabelsd,
+    SidecarSafeSpacingd,
+)
 from shared_components.errors import InputError
 from tests.data.folders import save, some_image
 
@@ -29,9 +44,7 @@ def test_each_channel_is_normalised_alone_and_a_constant_one_is_zero():
     result = normalise(image)
     assert torch.allclose(result[0], result[1], atol=1e-6)
     assert torch.equal(result[2], torch.zeros(1000))
-    assert result[:2].mean(dim=1).abs().max() < 1e-6 and torch.allclose(
-        result[:2].std(dim=1), torch.ones(2), atol=1e-3
-    )
+    assert result[:2].mean(dim=1).abs().max() < 1e-6 and torch.allclose(result[:2].std(dim=1), torch.ones(2), atol=1e-3)
 
 
 def test_scale_and_one_extreme_voxel_change_next_to_nothing():
@@ -65,6 +78,99 @@ def test_what_normalisation_refuses(tmp_path):
         PercentileNormalized("image", lower=5, upper=5)
 
 
+def test_nonzero_normalises_inside_the_brain_and_leaves_the_background():
+    inside = torch.as_tensor(some_image(shape=(2, 5, 6, 7))) + 50
+    image = torch.zeros(3, 9, 9, 9)
+    image[:2, 2:7, 1:7, 1:8] = inside
+    result = normalise(image, nonzero=True)
+    assert torch.allclose(result[:2, 2:7, 1:7, 1:8], normalise(inside), atol=1e-5)
+    assert torch.equal(result[:2][image[:2] == 0], torch.zeros(int((image[:2] == 0).sum())))
+    assert torch.equal(result[2], torch.zeros(9, 9, 9)), "a channel of zeros alone"
+    constant = (image[:1] > 0).float() * 7
+    assert torch.equal(normalise(constant, nonzero=True), torch.zeros_like(constant))
+    assert not torch.allclose(normalise(image)[0, 2:7, 1:7, 1:8], result[0, 2:7, 1:7, 1:8], atol=0.1)
+
+
+def test_cropping_to_the_foreground_is_undone(tmp_path):
+    array = np.zeros((12, 10, 8, 2), np.float32)
+    array[3:8, 2:9, 1:5] = some_image(shape=(5, 7, 4, 2))
+    affine = np.array([[-2, 0, 0, 5], [0, 1, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+    file = save(tmp_path / "a.nii.gz", array, affine)
+    forward = Compose(
+        [
+            LoadImageChannelsd("image", 2),
+            CropForegroundd("image", source_key="image", allow_smaller=True),
+            PercentileNormalized("image", nonzero=True),
+        ]
+    )
+    data = forward({"image": str(file)})
+    assert data["image"].shape == (2, 5, 7, 4)
+    data["pred"] = (data["image"] != 0).float()
+    back = Invertd("pred", forward, orig_keys="image", nearest_interp=False)(data)["pred"]
+    assert np.array_equal(back.numpy(), np.moveaxis(array != 0, -1, 0)) and np.allclose(back.affine, affine)
+
+
+def ramp(shape: tuple[int, int]) -> MetaTensor:
+    """Return two channels that rise along one axis each."""
+    return MetaTensor(torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij")))
+
+
+def there_and_back(image: MetaTensor, transform, pred=None) -> tuple[torch.Tensor, MetaTensor]:
+    data = Compose([transform])({"image": image})
+    data["pred"] = data["image"].clone() if pred is None else MetaTensor(pred)
+    back = Invertd("pred", Compose([transform]), orig_keys="image", nearest_interp=False)(data)["pred"]
+    return data["image"].as_tensor(), back
+
+
+@pytest.mark.parametrize("shape, size, tolerance", [((30, 44), (64, 64), 1e-4), ((60, 90), (16, 16), 1.5)])
+def test_resizing_and_back_gives_the_native_grid_without_a_shift(shape, size, tolerance):
+    small, back = there_and_back(ramp(shape), AveragingResized("image", size))
+    assert small.shape == (2, *size) and back.shape == (2, *shape)
+    assert torch.allclose(back.affine, torch.eye(4, dtype=torch.float64), atol=1e-12)
+    difference = (back.as_tensor() - ramp(shape).as_tensor())[:, 6:-6, 6:-6]
+    assert difference.abs().max() < tolerance and difference.mean().abs() < 1e-3
+
+
+@pytest.mark.parametrize("shape, size", [((30, 44), (16, 16)), ((30, 44), (64, 64)), ((20, 20), (20, 20))])
+@pytest.mark.parametrize("kind", [Resized, AveragingResized])
+def test_probabilities_sum_to_one_on_the_native_grid(shape, size, kind):
+    # MONAI's own does it too, for images without a place in space
+    pred = torch.softmax(3 * torch.randn(3, *size, generator=torch.Generator().manual_seed(0)), 0)
+    options = {"mode": "bilinear"} if kind is Resized else {}
+    back = there_and_back(ramp(shape), kind("image", size, **options), pred)[1].as_tensor()
+    assert back.shape == (3, *shape) and torch.allclose(back.sum(0), torch.ones(shape), atol=1e-6)
+    assert 0 <= back.min() and back.max() <= 1
+    if shape == size:
+        assert torch.equal(back, pred)
+
+
+def test_what_the_stock_resize_gets_wrong_and_this_one_does_not():
+    constant = MetaTensor(torch.full((1, 64, 64), 200.0))
+    assert Resize((16, 16), mode="bilinear", anti_aliasing=True)(constant).min() < 190, "darkens the border"
+    assert torch.equal(there_and_back(constant, AveragingResized("image", (16, 16)))[0], torch.full((1, 16, 16), 200.0))
+    stripes = MetaTensor((torch.arange(66) % 3 == 1).float().expand(1, 66, 66).contiguous())
+    assert Resize((22, 22), mode="bilinear")(stripes).min() == 1, "sees the stripes alone"
+    shrunk = there_and_back(stripes, AveragingResized("image", (22, 22)))[0]
+    assert torch.allclose(shrunk, torch.full((1, 22, 22), 1 / 3), atol=1e-6)
+    step = torch.zeros(1, 8, 8)
+    step[:, 4:] = 1
+    big = MetaTensor(torch.zeros(1, 32, 32))
+    assert set(there_and_back(big, Resized("image", (8, 8)), step)[1].unique().tolist()) == {0, 1}, "blocks"
+    profile = there_and_back(big, AveragingResized("image", (8, 8)), step)[1][0, 13:19, 0]
+    assert profile.tolist() == [0, 0.125, 0.375, 0.625, 0.875, 1]
+    enlarged = AveragingResized("image", (128, 128))({"image": ramp((100, 100))})["image"]
+    assert torch.equal(enlarged.as_tensor(), Resize((128, 128), mode="bilinear")(ramp((100, 100))).as_tensor())
+
+
+def test_sizes_by_the_longest_side_and_label_maps_by_nearest_neighbour():
+    transform = AveragingResized(["image", "label"], 32, "longest", mode=["area", "nearest-exact"])
+    label = MetaTensor((torch.arange(64 * 48).reshape(1, 64, 48) % 5).float())
+    data = transform({"image": ramp((64, 48)), "label": label})
+    assert data["image"].shape == (2, 32, 24)
+    assert torch.equal(data["label"].as_tensor(), label[:, 1::2, 1::2].as_tensor())
+    assert torch.equal(data["image"].as_tensor()[0, :, 0], torch.arange(32.0) * 2 + 0.5)
+
+
 def test_spacing_leaves_neighbouring_entries_alone_and_can_be_inverted(tmp_path):
     file = save(tmp_path / "a.nii.gz", some_image(shape=(12, 10, 8)), np.diag([1, 1, 2, 1]))
     load = [LoadImaged("image"), EnsureChannelFirstd("image")]
@@ -82,9 +188,7 @@ def test_spacing_leaves_neighbouring_entries_alone_and_can_be_inverted(tmp_path)
 def test_labels_are_rounded_and_fractions_refused():
     stored = MetaTensor(torch.tensor([[0.0, 0.99999, 2.00001]]), meta={"filename_or_obj": "mask.nii.gz"})
     rounded = RoundLabelsd("label")({"label": stored})["label"]
-    assert torch.equal(rounded.as_tensor(), torch.tensor([[0.0, 1.0, 2.0]])) and isinstance(
-        rounded, MetaTensor
-    )
+    assert torch.equal(rounded.as_tensor(), torch.tensor([[0.0, 1.0, 2.0]])) and isinstance(rounded, MetaTensor)
     whole = torch.tensor([[0, 3]], dtype=torch.uint8)
     assert torch.equal(RoundLabelsd("label")({"label": whole})["label"], whole)
     for value in (0.37, float("nan")):

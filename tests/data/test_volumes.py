@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shared_components.data import volumes
-from shared_components.data.volumes import Grid, UnusableVolume, open_volume
+from shared_components.data.volumes import Grid, UnusableImage, open_volume
 from tests.data.folders import save, some_image
 
 
@@ -75,11 +75,11 @@ def test_vector_images_of_itk_have_channels(tmp_path):
 def test_a_picture_is_no_volume_and_a_broken_one_is_unreadable(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     image_module.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "a.png")
-    with pytest.raises(UnusableVolume, match="2-D image of shape .4, 3., the model takes 3-D") as error:
+    with pytest.raises(UnusableImage, match="2-D image of shape .4, 3., the model takes 3-D") as error:
         read(tmp_path / "a.png")
     assert error.value.kind == "rank"
     (tmp_path / "b.nrrd").write_bytes(b"NRRD0004\ntype: short\n")
-    with pytest.raises(UnusableVolume, match="truncated/corrupt"):
+    with pytest.raises(UnusableImage, match="truncated/corrupt"):
         read(tmp_path / "b.nrrd")
 
 

@@ -1,0 +1,190 @@
+"""Loading images and label maps of every supported kind with the channels and the label values a model takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NibabelReader
+from monai.data.image_reader import ImageReader
+from monai.data.utils import to_affine_nd
+from monai.transforms import LoadImage, LoadImaged
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from shared_components.data.files import UnusableImage
+from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
+from shared_components.data.scan import Labels, allowed_values, full_scale_label
+from shared_components.data.transforms import rounded_labels
+from shared_components.errors import InputError
+
+PICTURE_FORMAT = "picture_format"
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
+_DEEP_TO_8_BIT = 257
+
+
+class PictureReader(ImageReader):
+    """Reads pictures for `monai.transforms.LoadImage` by `shared_components.data.pictures.read_picture`.
+
+    MONAI's own `PILReader` keeps alpha channels, palette indices and EXIF-rotated pixels as they are, and TIFF goes to
+    another reader. The order of the axes is the same: columns first, which `PILWriter` undoes, so that a picture
+    written from what was loaded lies as its source does. Values of 16 bits are divided by 257 as floats, so that
+    pictures of both depths go from 0 to 255 and nothing is rounded; label maps are never scaled.
+    """
+
+    def __init__(self, is_label: bool = False) -> None:
+        """Create the reader, for label maps if ``is_label``."""
+        super().__init__()
+        self.is_label = is_label
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
+        """Tell whether all of the files are pictures."""
+        return all(is_picture(Path(name)) for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> Picture:
+        """Read one picture.
+
+        Raises:
+            UnusableImage: as `read_picture`.
+        """
+        (name,) = ensure_tuple(data)
+        return read_picture(Path(name), self.is_label)
+
+    def get_data(self, img: Picture) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return (columns, rows, channels) and the metadata, with an identity affine."""
+        pixels = img.pixels
+        if pixels.dtype == np.uint16 and not self.is_label:
+            pixels = pixels.astype(np.float32) / _DEEP_TO_8_BIT
+        meta = {
+            MetaKeys.AFFINE: np.eye(4),
+            MetaKeys.ORIGINAL_AFFINE: np.eye(4),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(pixels.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
+            PICTURE_FORMAT: img.file_format,
+        }
+        return pixels, meta
+
+
+class _FileLoader(LoadImage):
+    """`LoadImage` with the readers that the data checks read with; returns what MONAI Label asks of it too."""
+
+    def __init__(self, is_label: bool) -> None:
+        super().__init__(image_only=True, ensure_channel_first=True)
+        self.register(NibabelReader(squeeze_non_spatial_dims=True))
+        self.register(PictureReader(is_label))
+
+    def load(self, filename: str | os.PathLike, reader: ImageReader | None) -> MetaTensor:
+        """Load one file as (C, *spatial) float32, with a 4x4 affine."""
+        try:
+            loaded = super().__call__(filename, reader)
+        except UnusableImage as error:
+            raise InputError(f"{filename}: {error}") from error
+        image = loaded if self.image_only else loaded[0]
+        for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE):
+            image.meta[key] = to_affine_nd(3, image.meta[key])  # ITK gives 2-D images a 3x3 one
+        return image
+
+    def result(self, image: MetaTensor) -> MetaTensor | tuple[MetaTensor, dict]:
+        return image if self.image_only else (image, image.meta)
+
+
+class _ChannelLoader(_FileLoader):
+    def __init__(self, num_channels: int | None) -> None:
+        super().__init__(is_label=False)
+        self.num_channels = num_channels
+
+    def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
+        names = ensure_tuple(filename)
+        wanted = self.num_channels if len(names) == 1 else 1
+        images = [_with_channels(self.load(name, reader), wanted, str(name)) for name in names]
+        if self.num_channels is not None and len(names) not in (1, self.num_channels):
+            raise InputError(f"{names[0]}: {len(names)} channel files, model takes {self.num_channels} channels")
+        if len({image.shape for image in images}) > 1:
+            shapes = ", ".join(f"{Path(name).name} {tuple(image.shape[1:])}" for name, image in zip(names, images))
+            raise InputError(f"{names[0]}: the channel files have different shapes: {shapes}")
+        first = images[0]
+        stacked = torch.cat([image.as_tensor() for image in images]) if len(images) > 1 else first.as_tensor()
+        return self.result(MetaTensor(stacked, meta=first.meta))
+
+
+class _LabelLoader(_FileLoader):
+    def __init__(self, labels: Labels) -> None:
+        super().__init__(is_label=True)
+        self.allowed = allowed_values(labels)
+
+    def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
+        (name,) = ensure_tuple(filename)
+        label = self.load(name, reader)
+        if label.shape[0] > 1:
+            raise InputError(f"{name}: label with {label.shape[0]} channels, expected one label map")
+        values = rounded_labels(label.as_tensor(), str(name))
+        white = full_scale_label(torch.unique(values).int().tolist(), self.allowed)
+        if white is not None:
+            values = torch.where(values == white[0], float(white[1]), 0.0)
+        return self.result(MetaTensor(values, meta=label.meta))
+
+
+class LoadImageChannelsd(LoadImaged):
+    """Load an image of any supported kind as (C, *spatial) float32 with the number of channels the model takes.
+
+    A path is one file (4-D NIfTI included), a list of paths one file a channel, stacked in this order with the first
+    file's metadata. A grey picture becomes a colour one by repetition, a colour picture a grey one by its luminance, an
+    alpha channel is dropped (`shared_components.data.pictures.read_picture`). Pictures of 8 and of 16 bits go from 0
+    to 255. Axes are ordered as MONAI orders them: (C, columns, rows) for a picture, so that `PILWriter` writes it as
+    its source lies.
+    """
+
+    def __init__(self, keys: KeysCollection, num_channels: int | None = None, allow_missing_keys: bool = False) -> None:
+        """Create the transform.
+
+        Args:
+            keys: entries to load.
+            num_channels: image channels that the model takes; ``None`` leaves them as they are.
+            allow_missing_keys: leave out keys that the data does not have.
+        """
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader = _ChannelLoader(num_channels)
+
+
+class LoadLabelMapd(LoadImaged):
+    """Load a label map of any supported kind as (1, *spatial) float32 with the label values of the model.
+
+    A mask of 0 and 255 (or 65535) in a task with one label has 255 replaced by the label. A JPEG is cut at half first,
+    colours that agree are one value, values that a float file stores next to a whole number are rounded; all other
+    values stay.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: Labels = None, allow_missing_keys: bool = False) -> None:
+        """Create the transform.
+
+        Args:
+            keys: entries to load.
+            labels: the label values beside 0, as a mapping from names or as values; ``None`` is one label, 1, for a
+                mask of 0 and 255 and leaves everything else as it is.
+            allow_missing_keys: leave out keys that the data does not have.
+
+        Raises:
+            InputError: a label value is no whole number. On loading: the file cannot be understood as a label map.
+        """
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader = _LabelLoader(labels)
+
+
+def _with_channels(image: MetaTensor, wanted: int | None, name: str) -> MetaTensor:
+    """Turn a picture from grey to colour or back if ``wanted`` says so."""
+    found = image.shape[0]
+    if wanted is None or found == wanted:
+        return image
+    if PICTURE_FORMAT not in image.meta or not channels_fit(found, wanted):
+        raise InputError(f"{name}: {found} channel{'s' if found > 1 else ''}, expected {wanted}")
+    if wanted == 1:
+        weights = torch.tensor(_LUMINANCE, dtype=torch.float64)
+        values = torch.einsum("c,c...->...", weights, image.as_tensor().double())[None].float()
+    else:
+        values = image.as_tensor().repeat(wanted, *[1] * (image.ndim - 1))
+    return MetaTensor(values, meta=image.meta)
