@@ -11,40 +11,56 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from shared_components.bundle_tools.export import find_bundle
-from shared_components.bundle_tools.published_names import convert_cdal_generator, find_differences
+from shared_components.bundle_tools.published_names import PUBLISHED_FORMS, Comparison, compare, convert, find_form
 from shared_components.errors import InputError
 
+SEED = 0
 
-def import_checkpoint(bundle: str, source: str, output: str) -> str:
-    """Write weights for a bundle's network from a published cDAL generator checkpoint.
+
+def import_checkpoint(bundle: str, source: str, output: str, allow_missing_projections: bool = False) -> str:
+    """Write weights for a bundle's network from a checkpoint that a method's published code saved.
 
     The bundle holds one overlay configuration for each published form (``configs/paper*.json``), whose
     ``network_def`` has a ``denoiser`` of that form. The overlay is found by the checkpoint's tensors; what is
     written is the state dict of its ``network_def``, noise schedule included, so the weights will not load
     with another overlay. Nothing in the file is run, and the output is complete or absent.
 
+    Moving averages are imported as raw weights are. In those of MedSegDiff the statistics of the batch
+    normalisations are the raw network's: its published code averages parameters alone.
+
     Args:
         bundle: a bundle folder, or the name of a folder in ``bundles/``.
         source: the published file: a flat state dict, names with or without ``module.``.
         output: the file to write; it must not exist.
+        allow_missing_projections: write weights for a network with tensors that files of the source's revision
+            cannot hold, such as projections of MedSegDiff V1 that its published code neither trains nor saves.
+            They are initialised as in a new network, always the same, and the weights need fine-tuning.
 
     Returns:
-        A sentence that says which overlay belongs to the weights.
+        A sentence that says which overlay belongs to the weights, and which tensors are new.
 
     Raises:
         InputError: the bundle has no such overlay, the source is unreadable, holds other things than tensors
-            or does not fit (every missing, surplus or misshapen tensor is listed), or the output exists.
+            or does not fit (every missing, surplus or misshapen tensor is listed), cannot hold tensors that the
+            network needs while ``allow_missing_projections`` is not set, or the output exists.
     """
     folder, target = find_bundle(bundle), Path(output).expanduser()
     if os.path.lexists(target):
         raise InputError(f"{target}: exists; remove it or name another output")
     tensors = read_tensors(Path(source).expanduser())
-    overlay, network = _find_network(folder, source, tensors)
-    network.denoiser.load_state_dict(convert_cdal_generator(tensors, network.denoiser))
+    overlay, network, unsaved = _find_network(folder, source, tensors)
+    new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
+    if unsaved and not allow_missing_projections:
+        raise InputError(
+            f"{source}: fits {overlay.name} but for {new}; they would be initialised and need fine-tuning: "
+            "pass --allow_missing_projections true to import it so"
+        )
+    network.denoiser.load_state_dict(convert(tensors, network.denoiser))
     _save(network.state_dict(), target)
+    remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
     configs = f"['{folder}/configs/inference.json','{overlay}']"
     return (
-        f"{target}: {len(tensors)} tensors imported for {overlay.name}; "
+        f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}"
         f'use it with --config_file "{configs}" --ckpt_path {target}'
     )
 
@@ -75,28 +91,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Path, nn.Module]:
-    """Return the overlay whose denoiser the tensors fit, and the network that it defines."""
+def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Path, nn.Module, tuple[str, ...]]:
+    """Return the overlay whose denoiser the tensors fit, the network that it defines and what the file cannot hold."""
     overlays = sorted((bundle / "configs").glob("paper*.json"))
     if not overlays:
         raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
-    nearest: tuple[int, str] | None = None
+    nearest: tuple[Path, Comparison] | None = None
     for overlay in overlays:
         network = _build_network(bundle, overlay)
-        problems = find_differences(tensors, network.denoiser)
-        if not problems:
-            return overlay, network
-        count = sum(int(problem.split()[0]) for problem in problems)
-        text = f"{overlay.name} is nearest: {'; '.join(problems)}"
-        nearest = min(nearest, (count, text)) if nearest else (count, text)
-    raise InputError(f"{source}: fits no overlay of {bundle.name}; {nearest[1]}")
+        if find_form(network.denoiser) is None:
+            continue
+        comparison = compare(tensors, network.denoiser)
+        if not comparison.differences:
+            return overlay, network, comparison.unsaved
+        if nearest is None or comparison.num_differences < nearest[1].num_differences:
+            nearest = overlay, comparison
+    if nearest is None:
+        raise InputError(
+            f"{bundle}: the denoisers of its configs/paper*.json have no published form; choose a bundle with one of "
+            f"{', '.join(PUBLISHED_FORMS)}"
+        )
+    raise InputError(f"{source}: fits no overlay of {bundle.name}; {nearest[0].name} is nearest: {nearest[1]}")
 
 
 def _build_network(bundle: Path, overlay: Path) -> nn.Module:
+    """Build the overlay's network: always the same one, and no random numbers of the caller are used up."""
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / "inference.json"), str(overlay)])
     parser["bundle_root"] = str(bundle)
-    return parser.get_parsed_content("network_def")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(SEED)
+        return parser.get_parsed_content("network_def")
 
 
 def _save(state: dict[str, Tensor], target: Path) -> None:

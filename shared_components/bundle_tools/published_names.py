@@ -1,123 +1,145 @@
-"""Tensor names of published checkpoints, mapped to those of our networks."""
+"""Tensors of published checkpoints, compared with and converted to those of our networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from shared_components.bundle_tools import published_cdal, published_medsegdiff
 from shared_components.errors import InputError
 
-# Layers of a cDAL generator's module: ours, and the published name within the same module.
-CDAL_LAYERS = {
-    "norm1.modulation": "GroupNorm_0.style",
-    "conv1": "Conv_0",
-    "time_projection": "Dense_0",
-    "norm2.modulation": "GroupNorm_1.style",
-    "conv2": "Conv_1",
-    "shortcut": "Conv_2",
-    "norm": "GroupNorm_0",
-    "query": "NIN_0",
-    "key": "NIN_1",
-    "value": "NIN_2",
-    "output": "NIN_3",
-    "conv": "Conv2d_0",
-}
-CDAL_CONDITION_LAYERS = {
-    "norm1": "0.in_layers.0",
-    "conv1": "0.in_layers.2",
-    "norm2": "0.out_layers.0",
-    "conv2": "0.out_layers.3",
-}
 
+@dataclass(frozen=True)
+class PublishedForm:
+    """How a method's published code saves the tensors of one of our networks.
 
-def cdal_generator_names(denoiser: nn.Module) -> dict[str, str]:
-    """Return the published name of every tensor of a `CDALGenerator`: ours to theirs.
-
-    The published code keeps its modules in one numbered list, in the order in which ours are registered; the
-    latent network is named apart.
-
-    Args:
-        denoiser: a `CDALGenerator` of any configuration.
+    Attributes:
+        title: what such a file is called.
+        names: returns the published name of every tensor of a network that files can hold: ours to theirs.
+        is_transposed: returns whether the tensor of a published name is a matrix [in, out]; ours are [out, in].
+        never_saved: beginnings of our names of the tensors that the published code uses but saves in no file.
+        saved_later: beginnings of the published names of tensors that early revisions of the code do not save; a file
+            has all of them or none.
     """
-    names: dict[str, str] = {}
-    rows: dict[str, int] = {}
-    for name in denoiser.state_dict():
-        path, _, kind = name.rpartition(".")
-        if path.startswith("latent_embedding.layers."):
-            names[name] = f"z_transform.{2 * int(path.rpartition('.')[2]) + 1}.{kind}"
-            continue
-        row, layer = _split_layer(path)
-        number = rows.setdefault(row, len(rows))
-        if layer.startswith("NIN_"):
-            kind = {"weight": "W", "bias": "b"}[kind]
-        names[name] = ".".join(part for part in ("all_modules", str(number), layer, kind) if part)
-    return names
+
+    title: str
+    names: Callable[[nn.Module], dict[str, str]]
+    is_transposed: Callable[[str], bool] = lambda _: False
+    never_saved: tuple[str, ...] = ()
+    saved_later: tuple[str, ...] = ()
+
+    def to_our_layout(self, tensor: Tensor, published: str) -> Tensor:
+        """Transpose a published matrix that needs it; the same step leads back."""
+        return tensor.T if self.is_transposed(published) else tensor
 
 
-def _split_layer(path: str) -> tuple[str, str]:
-    """Split the path of one of our layers into that of its published module and the published layer in it."""
-    layers = CDAL_CONDITION_LAYERS if path.startswith("condition_blocks.") else CDAL_LAYERS
-    parts = path.split(".")
-    for depth in (2, 1):
-        layer = ".".join(parts[-depth:])
-        if len(parts) > depth and layer in layers:
-            return ".".join(parts[:-depth]), layers[layer]
-    return path, ""
+# By the class name of the denoiser: networks are not imported here.
+PUBLISHED_FORMS = {
+    "CDALGenerator": PublishedForm(
+        "cDAL generator", published_cdal.cdal_generator_names, published_cdal.is_attention_map
+    ),
+    "MedSegDiffV1": PublishedForm(
+        "MedSegDiff V1",
+        published_medsegdiff.medsegdiff_names,
+        never_saved=published_medsegdiff.NEVER_SAVED,
+        saved_later=published_medsegdiff.SAVED_LATER,
+    ),
+    "MedSegDiffV2": PublishedForm("MedSegDiff V2", published_medsegdiff.medsegdiff_names),
+}
 
 
-def convert_cdal_generator(source_tensors: Mapping[str, Tensor], denoiser: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of a published cDAL generator checkpoint to those of ``denoiser``.
+@dataclass(frozen=True)
+class Comparison:
+    """What is the matter with a checkpoint, seen from a network.
+
+    Attributes:
+        unsaved: our names of the tensors that files of the checkpoint's revision cannot hold.
+        differences: everything else that does not fit: a phrase, and the names it is true of. Empty: it fits.
+    """
+
+    unsaved: tuple[str, ...]
+    differences: dict[str, list[str]]
+
+    @property
+    def num_differences(self) -> int:
+        return sum(len(names) for names in self.differences.values())
+
+    def __str__(self) -> str:
+        return "; ".join(f"{len(names)} {phrase}: {', '.join(names)}" for phrase, names in self.differences.items())
+
+
+def find_form(denoiser: nn.Module) -> PublishedForm | None:
+    """Return the published form of a network, or ``None`` if it has none."""
+    return PUBLISHED_FORMS.get(type(denoiser).__name__)
+
+
+def compare(source_tensors: Mapping[str, Tensor], denoiser: nn.Module) -> Comparison:
+    """Compare names, shapes and types of a checkpoint with the published form of ``denoiser``.
 
     Args:
         source_tensors: the published state dict; names may all begin with ``module.``.
-        denoiser: a `CDALGenerator` in the checkpoint's configuration; it is not changed.
+        denoiser: a network that has a published form.
+    """
+    form, source, state = find_form(denoiser), _without_prefix(source_tensors), denoiser.state_dict()
+    names = form.names(denoiser)
+    unnamed = state.keys() - names.keys()
+    unsaved = {name for name in unnamed if name.startswith(form.never_saved)}
+    later = {name for name, published in names.items() if published.startswith(form.saved_later)}
+    if not any(names[name] in source for name in later):
+        unsaved |= later
+    expected = {published: state[name] for name, published in names.items() if name not in unsaved}
+    differences = {
+        "missing": expected.keys() - source.keys(),
+        "surplus": source.keys() - expected.keys(),
+        "of another shape or type": _unfit(source, expected, form),
+        "of the network that published files never hold": unnamed - unsaved,
+    }
+    return Comparison(
+        tuple(name for name in state if name in unsaved),
+        {phrase: sorted(found) for phrase, found in differences.items() if found},
+    )
+
+
+def convert(source_tensors: Mapping[str, Tensor], denoiser: nn.Module) -> dict[str, Tensor]:
+    """Give the tensors of a published checkpoint the names, layout and types of those of ``denoiser``.
+
+    Args:
+        source_tensors: the published state dict; names may all begin with ``module.``.
+        denoiser: the network in the checkpoint's configuration; it is not changed.
 
     Returns:
-        A state dict for ``denoiser``: float32, attention maps transposed from [in, out] to [out, in].
+        A state dict for ``denoiser``. Tensors that the checkpoint's revision cannot hold (`Comparison.unsaved`) have
+        the values they have in ``denoiser``.
 
     Raises:
         InputError: tensors are missing, surplus or of another shape; all of them are listed.
     """
-    problems = find_differences(source_tensors, denoiser)
-    if problems:
-        raise InputError(f"not the expected cDAL generator checkpoint: {'; '.join(problems)}")
-    source = _without_prefix(source_tensors)
-    state = denoiser.state_dict()
-    return {
-        name: _to_our_layout(source[published], published).to(state[name].dtype, copy=True).contiguous()
-        for name, published in cdal_generator_names(denoiser).items()
-    }
+    form, comparison = find_form(denoiser), compare(source_tensors, denoiser)
+    if comparison.differences:
+        raise InputError(f"not the expected {form.title} checkpoint: {comparison}")
+    source, names = _without_prefix(source_tensors), form.names(denoiser)
+    converted = {}
+    for name, ours in denoiser.state_dict().items():
+        is_saved = name not in comparison.unsaved
+        found = form.to_our_layout(source[names[name]], names[name]) if is_saved else ours
+        converted[name] = found.to(ours.dtype, copy=True).contiguous()
+    return converted
 
 
-def find_differences(source_tensors: Mapping[str, Tensor], denoiser: nn.Module) -> list[str]:
-    """Say how a checkpoint differs from the published form of ``denoiser``; empty where it fits.
-
-    Returns:
-        At most one entry for each of missing, surplus and unfit tensors; it names all of them.
-    """
-    source = _without_prefix(source_tensors)
-    state = denoiser.state_dict()
-    expected = {published: state[name] for name, published in cdal_generator_names(denoiser).items()}
+def _unfit(source: Mapping[str, Tensor], expected: Mapping[str, Tensor], form: PublishedForm) -> list[str]:
+    """Say which tensors have another shape or are whole numbers where fractions are expected, or the reverse."""
     unfit = []
     for name in expected.keys() & source.keys():
-        shape, found = tuple(_to_our_layout(expected[name], name).shape), source[name]
-        if tuple(found.shape) != shape or not found.is_floating_point():
-            unfit.append(f"{name} {tuple(found.shape)} {found.dtype}, expected {shape} torch.float32")
-    groups = {
-        "missing": expected.keys() - source.keys(),
-        "surplus": source.keys() - expected.keys(),
-        "of another shape or type": unfit,
-    }
-    return [f"{len(names)} {kind}: {', '.join(sorted(names))}" for kind, names in groups.items() if names]
+        ours, found = form.to_our_layout(expected[name], name), source[name]
+        kinds = [(tensor.is_floating_point(), tensor.is_complex()) for tensor in (ours, found)]
+        if found.shape != ours.shape or kinds[0] != kinds[1]:
+            unfit.append(f"{name} {tuple(found.shape)} {found.dtype}, expected {tuple(ours.shape)} {ours.dtype}")
+    return unfit
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drop the prefix that data-parallel training put before every name."""
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-
-
-def _to_our_layout(tensor: Tensor, published: str) -> Tensor:
-    """Attention maps are published as [in, out]; they are square, so the same step leads back."""
-    return tensor.T if published.endswith(".W") else tensor

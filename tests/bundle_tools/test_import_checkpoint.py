@@ -10,7 +10,8 @@ import torch
 
 from shared_components.bundle_tools import import_checkpoint as module
 from shared_components.bundle_tools.import_checkpoint import import_checkpoint, read_tensors
-from shared_components.bundle_tools.published_names import cdal_generator_names, convert_cdal_generator
+from shared_components.bundle_tools.published_cdal import cdal_generator_names
+from shared_components.bundle_tools.published_names import convert
 from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
 from tests.networks.oracles import (
@@ -64,7 +65,7 @@ def test_names_of_other_configurations_are_consecutive(name):
 def test_converted_weights_have_the_reference_values(name, prefix):
     denoiser = make_generator(name)
     before = {key: value.clone() for key, value in denoiser.state_dict().items()}
-    converted = convert_cdal_generator(published_tensors(name, prefix), denoiser)
+    converted = convert(published_tensors(name, prefix), denoiser)
     assert all(torch.equal(value, before[key]) for key, value in denoiser.state_dict().items())
     denoiser.load_state_dict(converted)
     assert_generator_values(denoiser, name)
@@ -72,14 +73,14 @@ def test_converted_weights_have_the_reference_values(name, prefix):
 
 def test_attention_maps_are_transposed_and_nothing_else():
     filled = name_free_fill(make_generator("hippo")).state_dict()
-    converted = convert_cdal_generator(published_tensors("hippo"), make_generator("hippo"))
+    converted = convert(published_tensors("hippo"), make_generator("hippo"))
     assert list(converted) == list(filled)
     assert all(torch.equal(converted[key], filled[key]) for key in filled)
 
 
 def test_half_precision_becomes_float32():
     tensors = {name: tensor.half() for name, tensor in published_tensors("hippo").items()}
-    converted = convert_cdal_generator(tensors, make_generator("hippo"))
+    converted = convert(tensors, make_generator("hippo"))
     assert {value.dtype for value in converted.values()} == {torch.float32}
 
 
@@ -90,7 +91,7 @@ def test_every_difference_is_listed():
     tensors["module.all_modules.2.weight"] = torch.zeros(32, 3, 3, 3)
     tensors["module.all_modules.14.NIN_0.W"] = torch.zeros(64, 64, dtype=torch.int64)
     with pytest.raises(InputError) as caught:
-        convert_cdal_generator(tensors, make_generator("hippo"))
+        convert(tensors, make_generator("hippo"))
     message = str(caught.value)
     assert "2 missing: all_modules.0.bias, z_transform.7.weight" in message
     assert "1 surplus: extra.weight" in message
@@ -101,7 +102,7 @@ def test_every_difference_is_listed():
 
 def test_the_other_configuration_is_refused():
     with pytest.raises(InputError, match="missing: .*surplus|missing: .*another shape"):
-        convert_cdal_generator(published_tensors("hippo"), make_generator("hippo_sampling"))
+        convert(published_tensors("hippo"), make_generator("hippo_sampling"))
 
 
 class Payload:
@@ -136,12 +137,16 @@ def test_unreadable_sources_are_refused(tmp_path):
         read_tensors(Path(save({"epoch": 3, "netG": {"a": torch.zeros(1)}}, tmp_path)))
 
 
+class OtherDenoiser(torch.nn.Module):
+    """A network that no published code has."""
+
+
 class FakeSegmenter(torch.nn.Module):
     """What a bundle's network_def looks like to the importer."""
 
     def __init__(self, steps: int, **arguments) -> None:
         super().__init__()
-        self.denoiser = CDALGenerator(**arguments)
+        self.denoiser = CDALGenerator(**arguments) if arguments else OtherDenoiser()
         self.register_buffer("schedule", torch.linspace(1, 0, steps + 1))
 
 
@@ -205,6 +210,17 @@ def test_a_bundle_without_published_forms_is_refused(bundle, tmp_path):
         file.unlink()
     with pytest.raises(InputError, match=r"no configs/paper\*.json"):
         import_checkpoint(str(bundle), save(published_tensors("hippo"), tmp_path), str(tmp_path / "out.pt"))
+
+
+def test_overlays_without_a_published_form_are_passed_over(bundle, tmp_path):
+    other = {"network_def": {"_target_": f"{__name__}.FakeSegmenter", "steps": 4}}
+    (bundle / "configs" / "paper.json").write_text(json.dumps(other), encoding="utf-8")
+    source = save(published_tensors("hippo"), tmp_path)
+    with pytest.raises(InputError, match="paper_released.json is nearest"):
+        import_checkpoint(str(bundle), source, str(tmp_path / "out.pt"))
+    (bundle / "configs" / "paper_released.json").unlink()
+    with pytest.raises(InputError, match="no published form; choose a bundle with one of CDALGenerator, MedSeg"):
+        import_checkpoint(str(bundle), source, str(tmp_path / "out.pt"))
 
 
 @needs_bundle
