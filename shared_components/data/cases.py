@@ -9,17 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared_components.data.aperio import looks_like_aperio
 from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
-from shared_components.data.files import PICTURE_SUFFIXES, image_files, image_stem, read_json_object
+from shared_components.data.files import (
+    IMAGE_FOLDERS,
+    PICTURE_SUFFIXES,
+    annotations_by_stem,
+    image_stem,
+    images_by_stem,
+    read_json_object,
+)
 from shared_components.data.manifest import Manifest, Row, read_manifest
 from shared_components.errors import InputError
 
 LOOKED_FOR = (
     "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
+    "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, "
     "or image files directly or one folder down (NIfTI, NRRD, MHA, PNG, JPEG, TIFF, BMP, GIF)"
 )
-_IMAGE_FOLDERS = ("images", "img")
 _LABEL_FOLDERS = ("labels", "masks", "mask")
+_ANNOTATION_FOLDERS = ("Annotations", "annotations")
 _CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
 _LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
@@ -99,10 +108,16 @@ def find_cases(
 
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
-    row a case: `shared_components.data.manifest.read_manifest`), "paired" (``images/`` or ``img/``, and ``labels/``,
-    ``masks/`` or ``mask/``, with equally named files; a label's name may end in _segmentation, _mask, _seg, _label or
-    _gt) and "images" (image files alone, directly in the folder or one folder down), in this order, each with an
-    optional ``split.json`` of ids under "train", "validation" and "test", which comes before a manifest's own split.
+    row a case: `shared_components.data.manifest.read_manifest`), "paired" (``images/``, ``img/`` or
+    ``Tissue Images/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a label's name may end in
+    _segmentation, _mask, _seg, _label or _gt) and "images" (image files alone, directly in the folder or one folder
+    down), in this order, each with an optional ``split.json`` of ids under "train", "validation" and "test", which
+    comes before a manifest's own split.
+
+    Wherever a label may lie, an Aperio annotation (``.xml``: `shared_components.data.aperio`) can stand in for it; a
+    label map of the same name comes first. "paired" is also what MoNuSeg ships: ``Annotations/`` (or
+    ``annotations/``) of XML files beside the images' folder, where there is no folder of masks, and images and XML
+    files in one folder.
 
     A case id is the file name without suffix (and, one folder down, with the folder's name before it). Where
     ``dataset.json`` lists its training cases, the list and ``split.json`` decide which files are cases; the
@@ -173,11 +188,22 @@ class _Finder:
         return bool(self.listing) or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs"))
 
     def _paired_folders(self) -> tuple[Path, Path] | None:
-        labels = self._one_of(_LABEL_FOLDERS, "images")
-        return (self._one_of(_IMAGE_FOLDERS, "labels") or self.root / "images", labels) if labels else None
+        labels = self._one_of(_LABEL_FOLDERS, "images") or self._annotation_folder()
+        if labels:
+            return self._one_of(IMAGE_FOLDERS, "labels") or self.root / "images", labels
+        folder = self._one_of(IMAGE_FOLDERS, "cases") or self.root
+        stems = {stem for stem, _ in images_by_stem(folder)}
+        annotations = [path for stem, path in annotations_by_stem(folder) if stem in stems]
+        return (folder, folder) if any(map(looks_like_aperio, annotations)) else None
+
+    def _annotation_folder(self) -> Path | None:
+        folder = self._one_of(_ANNOTATION_FOLDERS, "images")
+        found = folder is not None and any(looks_like_aperio(path) for _, path in annotations_by_stem(folder))
+        return folder if found else None
 
     def _one_of(self, names: tuple[str, ...], what: str) -> Path | None:
-        found = [self.root / name for name in names if (self.root / name).is_dir()]
+        inside = {child.name for child in self.root.iterdir() if child.is_dir()}  # as written, whatever the disk's case
+        found = [self.root / name for name in names if name in inside]
         if len(found) > 1:
             both = " and ".join(f"{folder.name}/" for folder in found)
             raise InputError(f"{self.root}: has both {both}; keep the one that belongs to the {what}")
@@ -216,18 +242,19 @@ class _Finder:
             self._problem(row.id, manifest.file, text, "no_label")
 
     def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
-        folder = self._one_of(_IMAGE_FOLDERS, "cases") or self.root
-        files = _by_stem(folder)
+        folder = self._one_of(IMAGE_FOLDERS, "cases") or self.root
+        files = images_by_stem(folder)
         if not files:
             children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
-            files = [(f"{child.name}_{stem}", path) for child in children for stem, path in _by_stem(child)]
+            files = [(f"{child.name}_{stem}", path) for child in children for stem, path in images_by_stem(child)]
         suffixed = self._has_channel_suffix([stem for stem, _ in files], set())
         return "images", _cases(self._grouped(files, suffixed), {}), []
 
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
-        images, labels = _by_stem(image_dir), _by_stem(label_dir)
+        images = images_by_stem(image_dir)
+        labels = _labels_by_stem(label_dir, images) if label_dir != image_dir else annotations_by_stem(label_dir)
         paired = image_dir.name != "imagesTr"
-        tests = [] if paired else _by_stem(self.root / "imagesTs")
+        tests = [] if paired else images_by_stem(self.root / "imagesTs")
         labels = _without_label_suffix(labels, [stem for stem, _ in images]) if paired else labels
         suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
         image_groups = self._grouped(images, suffixed)
@@ -342,9 +369,14 @@ class _Finder:
         self.problems.append(Finding(level, case, str(file), message, kind))
 
 
-def _by_stem(folder: Path) -> list[tuple[str, Path]]:
-    """Return (name without suffix, file) of the image files of a folder, sorted by file name."""
-    return [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+def _labels_by_stem(folder: Path, images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Return the label maps of a folder, and annotations for the images that have none; or annotations alone."""
+    maps, annotations = images_by_stem(folder), annotations_by_stem(folder)
+    if not maps:
+        return annotations
+    stems = [stem for stem, _ in images]
+    lacking = set(stems) - {stem for stem, _ in _without_label_suffix(maps, stems)}
+    return maps + [(stem, path) for stem, path in annotations if stem in lacking]
 
 
 def _without_label_suffix(labels: list[tuple[str, Path]], image_stems: list[str]) -> list[tuple[str, Path]]:

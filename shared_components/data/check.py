@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from shared_components.data.aperio import is_annotation
 from shared_components.data.cases import Case, CaseFolder, Finding
 from shared_components.data.files import UnusableImage
 from shared_components.data.pictures import channels_fit, is_picture
@@ -21,7 +22,8 @@ from shared_components.data.volumes import Grid, open_volume
 AFFINE_TOLERANCE_MM = 0.1
 _PROGRESS_FROM = 20
 _ABOUT_THE_KIND_OF_PICTURE = {
-    "alpha", "bit_depth", "colour_for_grey", "exif", "full_scale_mask", "grey_for_colour", "jpeg_mask", "palette_mask"
+    "alpha", "annotation_layers", "bit_depth", "colour_for_grey", "exif", "full_scale_mask", "grey_for_colour",
+    "jpeg_mask", "palette_mask"
 }  # fmt: skip
 
 
@@ -113,6 +115,8 @@ class _CaseCheck:
 
     def label(self, path: Path, allowed: frozenset[int] | None) -> None:
         """Check a label file."""
+        if is_annotation(path) and not self.case.images:
+            return  # nothing to draw it on; that the image is missing is said
         content = self._scan(path, is_label=True)
         if content is None:
             return
@@ -142,7 +146,7 @@ class _CaseCheck:
 
     def _scan(self, path: Path, is_label: bool) -> tuple[Grid, int, ValueScan] | None:
         try:
-            with open_volume(path, self.spatial_dims, is_label) as volume:
+            with open_volume(path, self.spatial_dims, is_label, next(iter(self.case.images), None)) as volume:
                 content = volume.grid, volume.num_channels, scan_values(volume, is_label)
         except UnusableImage as error:
             self._add("error", path, str(error), error.kind)

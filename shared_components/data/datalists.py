@@ -35,6 +35,8 @@ _WARNED_OF = {
     "exif": "are turned upright by their EXIF orientation; their masks must be upright too",
     "bit_depth": "are 16-bit pictures that use few of the bits and come out dark",
     "jpeg_mask": "have a mask stored as JPEG, cut at half",
+    "annotation_layers": "have an annotation of several layers, taken as one class",
+    "region_without_pixels": "have an annotation with regions that leave no pixel",
     "palette_mask": "have a mask with a palette, whose index is taken as the label",
 }
 
@@ -154,7 +156,8 @@ def _refuse_without_labels(folder: CaseFolder) -> None:
         _refuse_folder(folder, [problem for problem in folder.problems if problem.kind == "no_label_column"])
     elif not folder.labelled:
         raise InputError(
-            f"{folder.root}: no labels; looked for labelsTr/, labels/ or masks/ beside the images, or a manifest.csv"
+            f"{folder.root}: no labels; looked for labelsTr/, labels/, masks/ or Annotations/ beside the images, "
+            "Aperio XML files among them, or a manifest.csv"
         )
 
 

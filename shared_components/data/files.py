@@ -15,6 +15,9 @@ VOLUME_SUFFIXES = NIFTI_SUFFIXES + (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif") + TIFF_SUFFIXES
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
+
+IMAGE_FOLDERS = ("images", "img", "Tissue Images")
 
 ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
 
@@ -29,9 +32,18 @@ class UnusableImage(Exception):
 
 def image_stem(name: str) -> str | None:
     """Return ``name`` without its image suffix, or ``None`` for a hidden file or one that is no image."""
+    return _stem(name, IMAGE_SUFFIXES)
+
+
+def label_stem(name: str) -> str | None:
+    """Return ``name`` without its suffix as `image_stem` does, for a file that is an image or an annotation."""
+    return _stem(name, IMAGE_SUFFIXES + ANNOTATION_SUFFIXES)
+
+
+def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
     if name.startswith("."):
         return None
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in suffixes:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return None
@@ -45,6 +57,19 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+
+
+def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
+    """Return (name without suffix, file) of the `image_files` of a folder."""
+    return [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+
+
+def annotations_by_stem(folder: Path) -> list[tuple[str, Path]]:
+    """Return the same of the annotation files (XML) directly in ``folder``; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    named = ((label_stem(path.name), path) for path in sorted(folder.iterdir()) if not image_stem(path.name))
+    return [(stem, path) for stem, path in named if stem and path.is_file()]
 
 
 def read_json(path: Path) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from monai.data import MetaTensor, NibabelReader
 from monai.data.image_reader import ImageReader
 from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage, LoadImaged
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
+from shared_components.data.aperio import is_annotation, read_annotation
 from shared_components.data.files import UnusableImage
 from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
 from shared_components.data.scan import Labels, allowed_values, full_scale_label
@@ -70,6 +72,29 @@ class PictureReader(ImageReader):
         return pixels, meta
 
 
+@dataclass(frozen=True)
+class _Annotation:
+    """An Aperio annotation in place of a label map, and the picture that it belongs to, if that is known."""
+
+    path: str
+    image: Path | None
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class _AnnotationReader(PictureReader):
+    """Draws one annotation."""
+
+    def __init__(self, annotation: _Annotation, numbered: bool) -> None:
+        super().__init__(is_label=True)
+        self.image, self.numbered = annotation.image, numbered
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> Picture:
+        (name,) = ensure_tuple(data)
+        return read_annotation(Path(name), self.image, self.numbered)
+
+
 class _FileLoader(LoadImage):
     """`LoadImage` with the readers that the data checks read with; returns what MONAI Label asks of it too."""
 
@@ -113,17 +138,19 @@ class _ChannelLoader(_FileLoader):
 
 
 class _LabelLoader(_FileLoader):
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, numbered: bool = False) -> None:
         super().__init__(is_label=True)
-        self.allowed = allowed_values(labels)
+        self.allowed, self.numbered = allowed_values(labels), numbered
 
     def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
         (name,) = ensure_tuple(filename)
+        if isinstance(name, _Annotation):
+            return self.result(self.load(name.path, _AnnotationReader(name, self.numbered)))
         label = self.load(name, reader)
         if label.shape[0] > 1:
             raise InputError(f"{name}: label with {label.shape[0]} channels, expected one label map")
         values = rounded_labels(label.as_tensor(), str(name))
-        white = full_scale_label(torch.unique(values).int().tolist(), self.allowed)
+        white = None if self.numbered else full_scale_label(torch.unique(values).int().tolist(), self.allowed)
         if white is not None:
             values = torch.where(values == white[0], float(white[1]), 0.0)
         return self.result(MetaTensor(values, meta=label.meta))
@@ -156,10 +183,17 @@ class LoadLabelMapd(LoadImaged):
 
     A mask of 0 and 255 (or 65535) in a task with one label has 255 replaced by the label. A JPEG is cut at half first,
     colours that agree are one value, values that a float file stores next to a whole number are rounded; all other
-    values stay.
+    values stay. An Aperio annotation (``.xml``) is drawn as 1 in every region
+    (`shared_components.data.aperio.read_annotation`), in the size of the entry's image, which may be loaded already.
     """
 
-    def __init__(self, keys: KeysCollection, labels: Labels = None, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Labels = None,
+        allow_missing_keys: bool = False,
+        image_key: Hashable = "image",
+    ) -> None:
         """Create the transform.
 
         Args:
@@ -167,12 +201,50 @@ class LoadLabelMapd(LoadImaged):
             labels: the label values beside 0, as a mapping from names or as values; ``None`` is one label, 1, for a
                 mask of 0 and 255 and leaves everything else as it is.
             allow_missing_keys: leave out keys that the data does not have.
+            image_key: the image (file, list of files or loaded image) whose size an annotation is drawn in; without
+                one the picture of the annotation's name is looked for.
 
         Raises:
             InputError: a label value is no whole number. On loading: the file cannot be understood as a label map.
         """
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
         self._loader = _LabelLoader(labels)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """Load the label maps of one case."""
+        image = _file_of(data.get(self.image_key))
+        labels = {key: data[key] for key in self.key_iterator(dict(data)) if is_annotation(data[key])}
+        drawn = {key: _Annotation(os.path.expanduser(path), image) for key, path in labels.items()}
+        return super().__call__({**data, **drawn}, reader)
+
+
+class LoadInstancesd(LoadLabelMapd):
+    """Load a map of numbered objects as (1, *spatial) float32, numbers as they are, 0 where there is no object.
+
+    The files are those of `shared_components.reporting.add_instances`: numbered pictures or volumes, or Aperio
+    annotations (``.xml``), whose regions are numbered in their order.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "instances", allow_missing_keys: bool = True, image_key: Hashable = "image"
+    ) -> None:
+        """Create the transform; the arguments are those of `LoadLabelMapd`.
+
+        Raises:
+            InputError: on loading: the file cannot be understood as a map of numbers.
+        """
+        super().__init__(keys, None, allow_missing_keys, image_key)
+        self._loader = _LabelLoader(None, numbered=True)
+
+
+def _file_of(image: Any) -> Path | None:
+    """Return the (first) file that an entry names or was loaded from, or ``None``."""
+    if isinstance(image, (list, tuple)):
+        image = image[0] if image else None
+    if isinstance(image, MetaTensor):
+        image = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+    return Path(image).expanduser() if isinstance(image, (str, os.PathLike)) else None
 
 
 def _with_channels(image: MetaTensor, wanted: int | None, name: str) -> MetaTensor:

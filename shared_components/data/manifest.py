@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from shared_components.data.dataset_json import SECTION_KEYS, SECTIONS
-from shared_components.data.files import image_stem
+from shared_components.data.files import label_stem
 from shared_components.errors import InputError
 
 LABEL_COLUMNS = ("label", "mask", "seg", "segmentation")
@@ -68,7 +68,8 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
         file: the manifest; separated by commas, semicolons or tabs.
         channels: names of the image columns. If these are not columns, they are the names of the channels inside the
             files of the column "image", and a number says nothing about columns.
-        label_column: name of the label's column; by default the first of `LABEL_COLUMNS` that holds paths of images.
+        label_column: name of the label's column; by default the first of `LABEL_COLUMNS` that holds paths of images
+            or of Aperio annotations (.xml).
 
     Raises:
         InputError: the file cannot be read, has no rows, or lacks a column that is needed.
@@ -116,9 +117,9 @@ class _Table:
             raise InputError(f"{file}: holds no rows; expected a header with id, image and label, and a row a case")
 
     def holds_paths(self, column: str) -> bool:
-        """Tell whether the cells of a column that are not empty name image files."""
+        """Tell whether the cells of a column that are not empty name files of images or annotations."""
         cells = [row[column] for row in self.rows if row[column]]
-        return bool(cells) and all(image_stem(Path(cell).name) for cell in cells)
+        return bool(cells) and all(label_stem(Path(cell).name) for cell in cells)
 
     def exists(self, column: str) -> bool:
         """Tell whether the first file that a column names is there."""
@@ -176,4 +177,4 @@ def _path(folder: Path, cell: str) -> Path | None:
 
 
 def _stem(path: Path) -> str:
-    return image_stem(path.name) or path.name
+    return label_stem(path.name) or path.name

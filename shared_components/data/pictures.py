@@ -76,6 +76,23 @@ def read_picture(path: Path, is_label: bool = False) -> Picture:
         raise UnusableImage(f"cannot be read ({reason})" if reason else f"truncated or corrupt ({error})") from error
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return columns and rows of a picture as `read_picture` turns it, from its header alone.
+
+    Raises:
+        UnusableImage: the file is no picture or cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            columns, rows = image.size
+            on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) in range(5, 9)
+    except UnidentifiedImageError as error:
+        raise UnusableImage("truncated/corrupt or no picture that can be read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UnusableImage(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return (rows, columns) if on_its_side else (columns, rows)
+
+
 def _decode(path: Path, image: Image.Image, is_label: bool) -> Picture:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _JPEG:  # a camera's JPEG may hold previews after the picture

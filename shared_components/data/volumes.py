@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from shared_components.data.aperio import is_annotation, read_annotation
 from shared_components.data.files import ITK_LOCK, NIFTI_SUFFIXES, UnusableImage
 from shared_components.data.pictures import Notes, Picture, is_picture, read_picture
 
@@ -72,15 +73,19 @@ class Volume:
 
 
 @contextmanager
-def open_volume(path: Path, spatial_dims: int = 3, is_label: bool = False) -> Iterator[Volume]:
+def open_volume(
+    path: Path, spatial_dims: int = 3, is_label: bool = False, image: Path | None = None
+) -> Iterator[Volume]:
     """Open an image for one pass over its voxels.
 
-    NIfTI is read as a stream; pictures by `read_picture` and the other formats by ITK, one whole file at a time.
+    NIfTI is read as a stream; pictures by `read_picture`, a label's annotation by `read_annotation` and the other
+    formats by ITK, one whole file at a time.
 
     Args:
         path: the file.
         spatial_dims: 3 for volumes, 2 for pictures and other 2-D images.
         is_label: read a picture as a label map.
+        image: the image that a label belongs to; an annotation is drawn in its size.
 
     Raises:
         UnusableImage: on opening, or while its blocks are read: the file is empty, truncated, corrupt or not
@@ -92,6 +97,8 @@ def open_volume(path: Path, spatial_dims: int = 3, is_label: bool = False) -> It
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             with _open_stream(path) as stream:
                 yield _nifti_volume(stream, spatial_dims)
+        elif is_label and is_annotation(path):
+            yield _picture_volume(read_annotation(path, image), spatial_dims)
         elif is_picture(path):
             yield _picture_volume(read_picture(path, is_label), spatial_dims)
         else:

@@ -99,8 +99,8 @@ def case_file(*items: Any) -> str:
 
 
 def is_picture(item: Any) -> bool:
-    """Tell whether a (C, *spatial) image was read from a picture (PNG, JPEG, TIFF, ...): it has pixels, no size."""
-    return item.ndim == 3 and file_of(item).lower().endswith(_PICTURE_SUFFIXES)
+    """Tell whether a (C, *spatial) image has pixels but no size: read from a picture or drawn from its annotation."""
+    return item.ndim == 3 and file_of(item).lower().endswith((*_PICTURE_SUFFIXES, ".xml"))
 
 
 def unique_name(name: str, taken: Mapping[str, Any] | set[str]) -> str:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("components", "distance", "probability")
 MATCH_IOU = 0.5
+_ANNOTATION_SUFFIX = ".xml"
 _SMOOTHING = 1.0
 
 
@@ -179,8 +180,10 @@ def _aggregated_jaccard(shared: np.ndarray, iou: np.ndarray, sizes: np.ndarray, 
 def add_instances(datalist: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Add ``instances`` to the cases whose numbered map lies in ``instances/`` beside the label's folder.
 
-    So ``images/a.png``, ``masks/a.png`` and ``instances/a.png`` are one case. A case without one is scored by
-    the connected parts of its label; that is said in the log.
+    So ``images/a.png``, ``masks/a.png`` and ``instances/a.png`` are one case. A label that is an Aperio annotation
+    (``.xml``) is its own numbered map where there is no other; so is one in ``instances/``.
+    `shared_components.data.loaders.LoadInstancesd` loads either. A case without a map is scored by the connected
+    parts of its label; that is said in the log.
 
     Args:
         datalist: ``[{"image": path, "label": path}, ...]``.
@@ -189,7 +192,7 @@ def add_instances(datalist: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     maps = {folder: _numbered_maps(folder) for folder in set(folders)}
     cases = []
     for case, folder in zip(datalist, folders):
-        file = maps[folder].get(case_name(case["label"]))
+        file = maps[folder].get(_stem(case["label"]), os.fspath(case["label"]) if _annotated(case["label"]) else None)
         cases.append(dict(case) if file is None else {**case, "instances": file})
     missing = sum("instances" not in case for case in cases)
     if missing:
@@ -202,8 +205,17 @@ def add_instances(datalist: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _numbered_maps(folder: Path) -> dict[str, str]:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {case_name(file.name): os.fspath(file) for file in files if not file.name.startswith(".")}
+    files = sorted(folder.iterdir(), key=lambda file: (not _annotated(file), file)) if folder.is_dir() else []
+    return {_stem(file): os.fspath(file) for file in files if not file.name.startswith(".")}  # a map before polygons
+
+
+def _annotated(file: str | os.PathLike) -> bool:
+    return os.fspath(file).lower().endswith(_ANNOTATION_SUFFIX)
+
+
+def _stem(file: str | os.PathLike) -> str:
+    """Return the name of the case that a label or a numbered map belongs to."""
+    return Path(file).stem if _annotated(file) else case_name(os.fspath(file))
 
 
 def _array(item: Tensor) -> np.ndarray:

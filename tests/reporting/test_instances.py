@@ -152,3 +152,15 @@ def test_numbered_maps_are_found_beside_the_masks(tmp_path, caplog):
         found = add_instances(cases)
     assert found == [{**cases[0], "instances": str(tmp_path / "instances" / "a.tif")}, cases[1]]
     assert "1 of 2 cases have no numbered objects" in caplog.text and "instances" not in cases[0]
+
+
+def test_an_annotation_is_its_own_numbered_map(tmp_path, caplog):
+    """Unless a map lies in instances/, where polygons may lie too."""
+    (tmp_path / "instances").mkdir()
+    for name in ("b.png", "b.xml", "c.xml"):
+        (tmp_path / "instances" / name).touch()
+    labels = [tmp_path / "Annotations" / "a.xml", tmp_path / "Annotations" / "b.XML", tmp_path / "masks" / "c.png"]
+    found = add_instances([{"image": "x.tif", "label": label} for label in labels])
+    maps = tmp_path / "instances"
+    assert [case["instances"] for case in found] == [str(labels[0]), str(maps / "b.png"), str(maps / "c.xml")]
+    assert not caplog.text

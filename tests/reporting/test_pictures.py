@@ -134,7 +134,7 @@ def test_the_cases_name_is_the_shortest_of_its_files():
     assert case_file(read("/m/ISIC_1_segmentation.png"), read("/i/ISIC_1.jpg"), 7) == "/i/ISIC_1.jpg"
     assert case_file(read("/l/brain.nii.gz"), read("/i/brain_0000.nii.gz")) == "/l/brain.nii.gz"
     assert case_file(read("/l/a.png"), read("/i/a.png")) == "/l/a.png" and case_file(torch.zeros(1)) == ""
-    assert is_picture(read("A.PNG")) and not is_picture(read("a.nii"))
+    assert is_picture(read("A.PNG")) and is_picture(read("A.xml")) and not is_picture(read("a.nii"))
     assert not is_picture(MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": "stack.tif"}))
 
 
