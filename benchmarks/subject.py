@@ -50,9 +50,12 @@ class Subject:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def config(self, **overrides: Any) -> ConfigParser:
-        """Parse the training configuration afresh: every call makes new networks and optimisers."""
+        """Parse the training configuration afresh: every call makes new networks and optimisers.
+
+        It is the one with the discriminator, whose step is the method's whole training step.
+        """
         parser = ConfigParser()
-        parser.read_config(str(BUNDLE / "configs" / "train.json"))
+        parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "attention")])
         settings = {
             "bundle_root": str(BUNDLE),
             "dataset_dir": str(self.data_folder),

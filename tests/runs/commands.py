@@ -19,13 +19,8 @@ NETWORK = {
     "num_samples": 2,
     "device": "cpu",
 }
-TRAINING = {
-    **NETWORK,
-    "discriminator_def#channels": [8, 8, 8, 8, 8],
-    "max_epochs": 2,
-    "val_interval": 1,
-    "batch_size": 2,
-}
+TRAINING = {**NETWORK, "max_epochs": 2, "val_interval": 1, "batch_size": 2}
+DISCRIMINATOR = {"discriminator_def#channels": [8, 8, 8, 8, 8]}
 
 
 class Run(NamedTuple):

@@ -6,7 +6,7 @@ import csv
 
 import torch
 
-from tests.runs.commands import BUNDLE, TRAINING, bundle_command, config, files_below, run_python
+from tests.runs.commands import BUNDLE, DISCRIMINATOR, TRAINING, bundle_command, config, files_below, run_python
 from tests.runs.test_train import load, network
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
@@ -14,8 +14,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--npro
 
 def test_two_processes_train_evaluate_and_report(phantoms, tmp_path):
     before = files_below(BUNDLE)
-    options = {**TRAINING, "dataset_dir": phantoms, "output_dir": tmp_path, "roll_out_share": 0.5}
-    command = bundle_command(config("train"), config("multi_gpu_train"), **options)
+    options = {**TRAINING, **DISCRIMINATOR, "dataset_dir": phantoms, "output_dir": tmp_path, "roll_out_share": 0.5}
+    command = bundle_command(config("train"), config("attention"), config("multi_gpu_train"), **options)
     run = run_python(*TORCHRUN, *command).check_done()
     assert "Traceback" not in run.stderr
     network().load_state_dict(load(tmp_path / "model.pt"), strict=True)

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 
 from tests.runs.commands import (
     BUNDLE,
+    DISCRIMINATOR,
     NETWORK,
     REPOSITORY,
     TIMEOUT,
@@ -162,14 +163,17 @@ def kill_in_second_epoch(arguments: list[str], output_dir: Path) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_and_resumed_equals_uninterrupted(trained, phantoms, tmp_path):
-    output_dir = tmp_path / "run"
-    options = {**TRAINING, "dataset_dir": phantoms, "output_dir": output_dir}
-    kill_in_second_epoch(bundle_command(config("train"), **options), output_dir)
-    assert load(output_dir / "training_state.pt")["progress"]["epoch"] == 1
+def test_killed_and_resumed_equals_uninterrupted(phantoms, tmp_path):
+    """With the discriminator, whose weights and optimiser are to be brought back too."""
+    configs, output_dir = (config("train"), config("attention")), tmp_path / "run"
+    options = {**TRAINING, **DISCRIMINATOR, "dataset_dir": phantoms}
+    run_bundle(*configs, **options, output_dir=tmp_path / "whole").check_done()
+    kill_in_second_epoch(bundle_command(*configs, **options, output_dir=output_dir), output_dir)
+    state = load(output_dir / "training_state.pt")
+    assert state["progress"]["epoch"] == 1 and {"discriminator", "discriminator_optimizer"} <= set(state)
     assert not (output_dir / "report.html").exists()
-    run_bundle(config("train"), **options, resume=True).check_done()
-    check_same_training(trained.output_dir, output_dir)
+    run_bundle(*configs, **options, output_dir=output_dir, resume=True).check_done()
+    check_same_training(tmp_path / "whole", output_dir)
     assert (output_dir / "report.html").is_file()
     assert [name for name in files_below(output_dir) if name.startswith(".") and name != ".lock"] == []
 
