@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from shared_components.bundle_tools.export import export_bundle
 from tests.toy_bundle import METADATA, write_toy_bundle
@@ -52,14 +55,26 @@ def failed_steps(results: dict[str, list[str]]) -> dict[str, list[str]]:
     return {step: problems for step, problems in results.items() if problems}
 
 
+def with_weights(bundle: Path, folder: Path) -> Path:
+    """The bundle, or if it has no weights yet a copy of it with random ones."""
+    if (bundle / "models" / "model.pt").is_file():
+        return bundle
+    copy = folder / bundle.name
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("output", "eval", "__pycache__"))
+    parser = ConfigParser()
+    parser.read_config(str(copy / "configs" / "inference.json"))
+    (copy / "models").mkdir(exist_ok=True)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), copy / "models" / "model.pt")
+    return copy
+
+
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
     scratch = tmp_path_factory.mktemp("zoo")
-    if not (request.param / "models" / "model.pt").is_file():
-        pytest.skip(f"{request.param.name} has no models/model.pt to export yet")
-    target = export_bundle(str(request.param), str(scratch / "exported" / request.param.name))
+    source = with_weights(request.param, scratch / "source")
+    target = export_bundle(str(source), str(scratch / "exported" / request.param.name))
     return run_procedure(Path(target), scratch / "work", "shared_components")
 
 
