@@ -80,9 +80,9 @@ class _AveragingResize(Resize):
 class EnsureVolumed(MapTransform, InvertibleTransform):
     """Make a 2-D image a volume of one slice; volumes stay as they are.
 
-    So one list of transforms, with spatial sizes for three axes, and one network serve folders of volumes and folders of
-    single slices: (C, W, H) becomes (C, W, H, 1). ``Invertd`` takes the axis away again, so that results lie on the grid
-    of the file. Input: `MetaTensor`, as the loaders of this package give.
+    So one list of transforms, with spatial sizes for three axes, and one network serve folders of volumes and folders
+    of single slices: (C, W, H) becomes (C, W, H, 1). ``Invertd`` takes the axis away again, so that results lie on the
+    grid of the file. Input: `MetaTensor`, as the loaders of this package give.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
