@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from monai.bundle import ConfigParser
 
 from shared_components.bundle_tools.export import export_bundle
+from tests.bundle_weights import with_weights
 from tests.toy_bundle import METADATA, write_toy_bundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -53,19 +51,6 @@ def run_procedure(bundle: Path, scratch: Path, *hidden: str) -> dict[str, list[s
 
 def failed_steps(results: dict[str, list[str]]) -> dict[str, list[str]]:
     return {step: problems for step, problems in results.items() if problems}
-
-
-def with_weights(bundle: Path, folder: Path) -> Path:
-    """The bundle, or if it has no weights yet a copy of it with random ones."""
-    if (bundle / "models" / "model.pt").is_file():
-        return bundle
-    copy = folder / bundle.name
-    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("output", "eval", "__pycache__"))
-    parser = ConfigParser()
-    parser.read_config(str(copy / "configs" / "inference.json"))
-    (copy / "models").mkdir(exist_ok=True)
-    torch.save(parser.get_parsed_content("network_def").state_dict(), copy / "models" / "model.pt")
-    return copy
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)

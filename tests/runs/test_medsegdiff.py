@@ -168,6 +168,7 @@ def test_slices_and_volumes_are_predicted_on_their_own_grids(volumes, tmp_path):
     [
         (PICTURES, ("paper",)),
         (PICTURES, ("plain",)),
+        (PICTURES, ("plain_backbone",)),
         ("medsegdiff_v2_isic", ()),
         ("medsegdiff_v2_isic", ("paper",)),
         ("medsegdiff_v2_isic", ("plain",)),
@@ -178,6 +179,8 @@ def test_every_recipe_trains_and_evaluates(pictures, tmp_path, bundle, overlays)
     options = {**TINY_TRAINING, "dataset_dir": pictures, "output_dir": tmp_path, "max_epochs": 1}
     if "paper" in overlays:
         options.update({"denoiser#channels": 32, "denoiser#num_res_blocks": 1, "validation_steps": 2})
+    if "plain_backbone" in overlays:
+        options = {key.replace("denoiser#", "denoiser#denoiser#"): value for key, value in options.items()}
     if "plain" in overlays:
         options = {key: value for key, value in options.items() if not key.startswith("denoiser")}
     run_bundle(*config_of(bundle, "train", *overlays), **options).check_done()
