@@ -22,6 +22,7 @@ CONTENTS = {
     "a2": "volume inference, same windows, votes and noise",
     "a3": "volume inference, windows in the plane of true slices",
     "a4": "volume inference, whole padded slices",
+    "a4b": "the same as configured: bfloat16 autocast",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
     "h": "optimiser and EMA step",

@@ -16,6 +16,7 @@ from benchmarks.limits import share_of_limit
 from benchmarks.naive import FILTERS, NaiveSegmenter, column_inferer, cube_inferer
 from benchmarks.report import CONTENTS
 from benchmarks.subject import Subject
+from shared_components.bundle_tools.settings import bfloat16_pays
 
 NAIVE = "SlidingWindowInferer, 32^3, overlap .75, one vote at a time, nothing cached, FIR by zero insertion"
 BOUND = 2e-4
@@ -67,6 +68,14 @@ def whole_slices(subject: Subject) -> Iterator[Row]:
         if row.project_samples:
             work = over_volumes(whole, _timed_volumes(subject))
             row.details["limit"] = share_of_limit(work, row.ratio()["project_s"], subject.device)
+        yield row
+
+
+def configured_slices(subject: Subject) -> Iterator[Row]:
+    """Row a4b: row a4 in the precision that the bundle runs in here."""
+    amp = bfloat16_pays()
+    for row in _other_windows(subject, "a4b", inference_of(SimpleInferer(), subject.segmenter(amp=amp))):
+        row.details["precision"] = "bfloat16 autocast" if amp else "fp32"
         yield row
 
 

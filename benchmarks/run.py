@@ -35,6 +35,7 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "a2": rows_inference.exact_volumes,
     "a3": rows_inference.true_slices,
     "a4": rows_inference.whole_slices,
+    "a4b": rows_inference.configured_slices,
     "d": lambda subject: staple_rows(subject.pairs, subject.seed),
     "e": _one(rows_training.loading),
     "h": _one(rows_training.optimiser_step),

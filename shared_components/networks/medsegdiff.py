@@ -176,6 +176,8 @@ class MedSegDiffV2(nn.Module):
         highway_channels: base width of the `Highway`, which has one pooling for each downsampling of the U-Net.
         highway_dropout: probability that a channel of the highway's encoder is dropped.
         highway_norm: ``batch``, ``syncbatch``, ``instance`` or ``group``.
+        highway_poolings: poolings of the highway, 2 or more; one for each downsampling of the U-Net when ``None``. The
+            published highway has 5, also where the U-Net has another depth.
         allow_huge: build networks of more than 2e9 parameters, too.
         **unet_options: further arguments of `MedSegDiffUNet`, see `MedSegDiffV1`.
 
@@ -196,6 +198,7 @@ class MedSegDiffV2(nn.Module):
         highway_channels: int = 32,
         highway_dropout: float = 0.5,
         highway_norm: str = "batch",
+        highway_poolings: Optional[int] = None,
         allow_huge: bool = False,
         **unet_options: Any,
     ) -> None:
@@ -209,9 +212,15 @@ class MedSegDiffV2(nn.Module):
         self.learned_variance = learned_variance
         self.calibrated = True
         self.unet, self.highway = _build_branches(
-            in_channels, condition_channels, learned_variance, unet_options, highway_options, allow_huge
+            in_channels,
+            condition_channels,
+            learned_variance,
+            unet_options,
+            highway_options,
+            allow_huge,
+            highway_poolings,
         )
-        self.downsampling: int = self.unet.downsampling
+        self.downsampling: int = max(self.unet.downsampling, self.highway.downsampling)
         fits = channels == 4 * highway_channels
         self.anchor_projection = None if fits else nn.Conv2d(3 * highway_channels, channels, 1)
 
@@ -241,12 +250,17 @@ class MedSegDiffV2(nn.Module):
     ) -> Tensor:
         """Predict the noise, its variance and the calibration map; see `MedSegDiffV1.forward`."""
         if not torch.jit.is_tracing():
-            self.unet.check_size(noisy)
+            self._check_size(noisy)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         stem = self.unet.stem(torch.cat([condition, noisy], dim=1)) + features[0]
         encoded = self.unet.encode(stem, time)
         return torch.cat([self.unet.decode(encoded[-1], time, encoded), features[1]], dim=1)
+
+    def _check_size(self, x: Tensor) -> None:
+        height, width = x.shape[-2], x.shape[-1]
+        if height % self.downsampling != 0 or width % self.downsampling != 0:
+            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
 
 def _build_branches(
@@ -256,6 +270,7 @@ def _build_branches(
     unet_options: Dict[str, Any],
     highway_options: Dict[str, Any],
     allow_huge: bool,
+    num_poolings: Optional[int] = None,
 ) -> Tuple[MedSegDiffUNet, Highway]:
     """Return the two networks, after counting their parameters unless ``allow_huge``."""
     if in_channels < 1 or condition_channels < 1:
@@ -264,7 +279,8 @@ def _build_branches(
         )
     heads = in_channels * (2 if learned_variance else 1)
     build_unet = partial(MedSegDiffUNet, in_channels + condition_channels, heads, **unet_options)
-    num_poolings = len(unet_options["channel_mult"]) - 1
+    if num_poolings is None:
+        num_poolings = len(unet_options["channel_mult"]) - 1
     build_highway = partial(Highway, condition_channels, in_channels, num_poolings, **highway_options)
     if not allow_huge:
         refuse_huge(build_unet, build_highway)

@@ -24,6 +24,11 @@ PARAMETERS = [
     ("v1", {"condition_channels": 4}, (130_775_526, 113_674_370, 17_101_156)),
     ("v2", {}, (129_400_450, 113_673_218, 15_727_232)),
     ("v2", {"condition_channels": 4}, (129_401_890, 113_674_370, 15_727_520)),
+    (
+        "v2",
+        {"channel_mult": (1, 1, 2, 3, 4), "attention_factors": (8,), "highway_poolings": 5},
+        (101_329_922, 85_602_690, 15_727_232),
+    ),
     ("v2", HUGE, (7_594_278_530 + (512 * 96 + 512), 7_578_551_298, 15_727_232 + (512 * 96 + 512))),
     ("v2", {"use_scale_shift_norm": True}, (134_522_242, 118_795_010, 15_727_232)),
     ("v2", {"resblock_updown": True}, (140_804_994, 125_077_762, 15_727_232)),
@@ -405,3 +410,11 @@ def test_counting_the_parameters_changes_no_weight(version):
     counted, direct = build(version), build(version, allow_huge=True)
     pairs = zip(counted.state_dict().items(), direct.state_dict().items())
     assert all(ours == theirs and torch.equal(a, b) for (ours, a), (theirs, b) in pairs)
+
+
+def test_a_deeper_highway_asks_for_larger_multiples():
+    network, (noisy, timesteps, condition) = tiny("v2", highway_poolings=4), inputs()
+    assert network.downsampling == 16
+    assert network(noisy, timesteps, condition).shape[2:] == noisy.shape[2:]
+    with pytest.raises(ValueError, match="multiples of 16"):
+        network(noisy[..., :24], timesteps, condition[..., :24])
