@@ -50,7 +50,7 @@ OVERRIDES: dict[str, tuple[dict[str, Any], Any]] = {
     "diffusion_steps": ({"num_train_timesteps": 100}, lambda p, n: len(n.schedule) == 100),
     "noise_schedule": ({"schedule": "cosine_double"}, lambda p, n: abs(n.schedule[499] - 0.49384) < 1e-4),
     "timestep_respacing": (
-        {"spacing": "ddim50", "num_inference_steps": None},
+        {"spacing": "ddim50", "num_inference_steps": "$None"},
         lambda p, n: n.process.timesteps.tolist() == list(range(980, -1, -20)),
     ),
     "rescale_timesteps": (
@@ -62,7 +62,7 @@ OVERRIDES: dict[str, tuple[dict[str, Any], Any]] = {
     "predict_xstart": ({"prediction_type": "sample"}, lambda p, n: n.process.prediction_type == "sample"),
     "use_ddim": ({"sampler": "ddim"}, lambda p, n: not n.process.stochastic),
     "dpm_solver": ({"sampler": "dpm_solver++", "spacing": "uniform"}, lambda p, n: n.process.multistep),
-    "clip_denoised": ({"clip": None}, lambda p, n: not n.process.clipped),
+    "clip_denoised": ({"clip": "$None"}, lambda p, n: not n.process.clipped),
     "weight_decay": (
         {"optimizer#weight_decay": 0.1},
         lambda p, n: p.get_parsed_content("optimizer").param_groups[0]["weight_decay"] == 0.1,

@@ -65,6 +65,7 @@ def check_settings(**settings: Any) -> None:
     """
     install_one_line_errors()
     _check_names(settings)
+    _check_none()
     for name, value in settings.items():
         expected, holds = _RULES.get(name, ("", lambda v: True))
         if not holds(value):
@@ -122,6 +123,16 @@ def _check_names(options: Iterable[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(options))}"
             raise InputError(f"--{name}: no such option; {hint}")
+
+
+def _check_none() -> None:
+    """Refuse ``--key None``: MONAI's command line leaves such an option out, and the configuration's value stays."""
+    if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
+        return
+    for option, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+        name, _, value = option.partition("=")
+        if name.startswith("--") and (value or following) == "None":
+            raise InputError(f"{name} None: MONAI leaves such an option out; write {name} '$None', or leave it out")
 
 
 def _configuration_keys(arguments: list[str]) -> set[str]:

@@ -55,6 +55,15 @@ def test_misspelt_option_gets_the_nearest_name(monkeypatch, option):
         check_settings(max_epochs=3)
 
 
+@pytest.mark.parametrize("option", [["--clip", "None"], ["--clip=None"], ["--train#handlers", "None"]])
+def test_none_that_monai_would_leave_out_is_refused(monkeypatch, option):
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--seed", "0", *option])
+    with pytest.raises(InputError, match=r"None: MONAI leaves such an option out; write --\S+ '\$None'"):
+        check_settings(seed=0, clip=None)
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--seed", "0", "--clip", "$None"])
+    check_settings(seed=0, clip=None)
+
+
 def test_nested_overrides_and_monais_own_options_pass(monkeypatch):
     arguments = ["run", "--config_file", "c.json", "--train#dataloader#num_workers", "1", "--logging_file=x"]
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
