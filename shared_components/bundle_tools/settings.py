@@ -160,6 +160,11 @@ def in_monai_label() -> bool:
     return "monailabel" in sys.modules or any("monailabel_train.json" in argument for argument in sys.argv)
 
 
+def is_demonstration(dataset_dir: str | os.PathLike | None) -> bool:
+    """Whether a run trains on phantoms, for want of data; MONAI Label gives its data without a folder."""
+    return dataset_dir is None and not in_monai_label()
+
+
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
     """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
     without_data = "monai_label" if in_monai_label() else "phantoms"

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from shared_components.bundle_tools.settings import check_settings, default_output_dir, report_failures
+from shared_components.bundle_tools.settings import check_settings, default_output_dir, is_demonstration, report_failures
 from shared_components.errors import InputError
 
 
@@ -79,3 +79,9 @@ def test_failures_end_the_run():
     report_failures([])
     with pytest.raises(InputError, match="2 cases could not be processed: a | b"):
         report_failures(["a", "b"])
+
+
+def test_only_phantoms_are_a_demonstration(monkeypatch):
+    assert is_demonstration(None) and not is_demonstration("data")
+    monkeypatch.setitem(sys.modules, "monailabel", sys)
+    assert not is_demonstration(None)

@@ -191,6 +191,26 @@ def test_every_recipe_trains_and_evaluates(pictures, tmp_path, bundle, overlays)
 
 
 @pytest.mark.slow
+def test_published_flags_as_typed(pictures, tmp_path):
+    """Many of the keys of docs/medsegdiff.md in one command line, where values are what its parser makes of them."""
+    linear = {"_target_": "torch.optim.lr_scheduler.LinearLR", "optimizer": "@optimizer", "total_iters": 100}
+    options = {
+        **TINY_TRAINING, "dataset_dir": pictures, "output_dir": tmp_path, "max_epochs": 1, "denoiser#channels": 32,
+        "denoiser#num_res_blocks": 1, "denoiser#use_checkpoint": True, "denoiser#dropout": 0.1, "spacing": "'3'",
+        "denoiser#timestep_scale": "$1000 / @num_train_timesteps", "num_train_timesteps": 500, "clip": "$None",
+        "num_inference_steps": "$None", "validation_steps": "$None", "train#trainer#accumulation_steps": 2,
+        "lr_scheduler": linear, "prediction_loss#objective": "hybrid_rescaled", "ema#momentum": 0.001,
+        "timestep_sampler#_target_": "shared_components.diffusion.timestep_samplers.LossSecondMomentTimestepSampler",
+        "train#handlers#7#iteration_log": 100, "optimizer#weight_decay": 0.01, "combine": "staple",
+    }  # fmt: skip
+    run_bundle(*config_of(PICTURES, "train", "paper"), **options).check_done()
+    state = load(tmp_path / "training_state.pt")
+    assert state["lr_scheduler"]["total_iters"] == 100 and state["timestep_sampler"]["counts"].sum() > 0
+    refused = run_bundle(*config_of(PICTURES, "train"), **{**options, "clip": "None"})
+    check_refused(refused, "--clip", "'$None'")
+
+
+@pytest.mark.slow
 def test_two_processes_train_evaluate_and_report(pictures, tmp_path):
     options = {**TINY_TRAINING, "dataset_dir": pictures, "output_dir": tmp_path}
     command = bundle_command(*config_of(PICTURES, "train", "multi_gpu_train"), **options)
