@@ -5,7 +5,12 @@ import sys
 import pytest
 import torch
 
-from shared_components.bundle_tools.settings import check_settings, default_output_dir, is_demonstration, report_failures
+from shared_components.bundle_tools.settings import (
+    check_settings,
+    default_output_dir,
+    is_demonstration,
+    report_failures,
+)
 from shared_components.errors import InputError
 
 
