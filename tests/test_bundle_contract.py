@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
-from monai.transforms import SaveImaged
 from nibabel.orientations import axcodes2ornt, ornt_transform
+from PIL import ExifTags, Image
 
 from shared_components.errors import find_input_error
 from tests.zoo_procedure import LARGEST_FILE, REQUIRED_FILES, config_sets, unresolved, wrong_ids
@@ -205,8 +206,9 @@ def test_one_network_in_training_inference_and_on_disk(bundle: Path) -> None:
     shapes = {name: tuple(value.shape) for name, value in inference.state_dict().items()}
     assert {name: tuple(value.shape) for name, value in train.state_dict().items()} == shapes
     weights = bundle / "models" / "model.pt"
-    if not weights.is_file():
-        pytest.skip(f"{bundle.name} has no models/model.pt yet")
+    if not weights.is_file():  # those that it would have are small enough
+        assert sum(value.numel() * value.element_size() for value in inference.state_dict().values()) < LARGEST_FILE
+        return
     state = torch.load(weights, map_location="cpu", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     inference.load_state_dict(state, strict=True)
@@ -241,37 +243,94 @@ def test_a_dataset_dir_that_does_not_exist_is_an_error_and_never_phantoms(
     assert list(tmp_path.iterdir()) == []
 
 
-def segment(made: ConfigParser, file: Path) -> nib.Nifti1Image:
-    """A label map by the configuration's own network and transforms, as an evaluator puts them together."""
+def takes_pictures(bundle: Path) -> bool:
+    return len(read(bundle, "metadata")["network_data_format"]["inputs"]["image"]["spatial_shape"]) == 2
+
+
+def some_image(bundle: Path) -> np.ndarray:
+    """An image of the bundle's kind: volume (x, y, z[, channels]) float32, or picture (rows, columns[, 3]) uint8."""
+    channels = read(bundle, "metadata")["network_data_format"]["inputs"]["image"]["num_channels"]
+    shape = (24, 36) if takes_pictures(bundle) else (16, 24, 8)
+    image = np.random.default_rng(0).uniform(20, 60, shape if channels == 1 else (*shape, channels))
+    return image.astype(np.uint8 if takes_pictures(bundle) else np.float32)
+
+
+def stored_in_two_ways(bundle: Path, folder: Path) -> tuple[Path, Path]:
+    """One image as it lies, and with other rows and columns and a header that says so: voxel order, or EXIF."""
+    image = some_image(bundle)
+    if takes_pictures(bundle):
+        straight, turned = folder / "straight.png", folder / "turned.png"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # turn clockwise to see it
+        Image.fromarray(image).save(straight)
+        Image.fromarray(np.ascontiguousarray(np.rot90(image))).save(turned, exif=exif)
+        return straight, turned
+    straight, turned = folder / "straight.nii.gz", folder / "turned.nii.gz"
+    volume = nib.Nifti1Image(image, np.diag([1.0, 1.0, 1.0, 1.0]))
+    nib.save(volume, straight)
+    nib.save(volume.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSL"))), turned)
+    return straight, turned
+
+
+def segment(made: ConfigParser, file: Path, network: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """A finished case by the configuration's own transforms, as an evaluator puts them together, and its files."""
     preprocessing, postprocessing = (made.get_parsed_content(f"{name}processing") for name in ("pre", "post"))
-    network = made.get_parsed_content("network_def").eval()
     batch = list_data_collate([preprocessing({"image": str(file)})])
     with torch.no_grad():
         batch["pred"] = network(batch["image"])
     (case,) = decollate_batch(batch)
-    for transform in postprocessing.transforms:
-        case = case if isinstance(transform, SaveImaged) else transform(case)
-    return nib.Nifti1Image(np.asarray(case["pred"][0]).astype(np.uint8), np.asarray(case["pred"].affine))
+    return postprocessing(case)
+
+
+def label_map(folder: Path, file: Path) -> np.ndarray:
+    """What was written for a file: (rows, columns) of a picture, (x, y, z) of a volume in RAS order."""
+    (written,) = folder.glob(f"{file.name.split('.')[0]}_seg.*")
+    if written.suffix == ".png":
+        return np.asarray(Image.open(written))
+    stored, source = nib.load(written), nib.load(file)
+    assert stored.shape == source.shape[:3]
+    assert np.allclose(stored.affine, source.affine)
+    return np.asarray(nib.as_closest_canonical(stored).dataobj)
 
 
 def test_the_prediction_lies_in_the_images_own_voxel_order(bundle: Path, tmp_path: Path) -> None:
-    """Two voxel orders of an image give one answer, bit for bit: MONAI only warns of a skipped inversion."""
-    metadata = read(bundle, "metadata")["network_data_format"]["inputs"]["image"]
-    if len(metadata["spatial_shape"]) != 3 or metadata["num_channels"] != 1:
-        pytest.skip("this test writes a volume of one channel")
-    voxels = np.random.default_rng(0).normal(size=(16, 24, 8)).astype(np.float32)
-    straight = nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 1.0, 1.0]))
-    turned = straight.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSL")))
+    """Two ways to store an image give one answer, bit for bit: MONAI only warns of a skipped inversion."""
     answers = []
-    for name, image in (("straight", straight), ("turned", turned)):
-        nib.save(image, tmp_path / f"{name}.nii.gz")
+    for file in stored_in_two_ways(bundle, tmp_path):
         torch.manual_seed(0)  # the same random weights
-        made = parser(bundle, "inference", num_samples=1, device="cpu")
-        answers.append(segment(made, tmp_path / f"{name}.nii.gz"))
-        assert answers[-1].shape == image.shape
-        assert np.allclose(answers[-1].affine, image.affine)
-    first, second = (np.asarray(nib.as_closest_canonical(answer).dataobj) for answer in answers)
-    assert np.array_equal(first, second)
+        made = parser(bundle, "inference", num_samples=1, device="cpu", amp=False, output_dir=str(tmp_path / "out"))
+        network = made.get_parsed_content("network_def").eval()
+        for parameter in network.parameters():  # so that what starts at zero has a say
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+        segment(made, file, network)
+        answers.append(label_map(tmp_path / "out", file))
+    assert 0 < answers[0].mean() and (answers[0] == 0).any()
+    assert np.array_equal(*answers)
+
+
+def test_what_is_marked_in_the_image_is_marked_in_the_same_place(bundle: Path, tmp_path: Path) -> None:
+    """A corner of the image is bright, the stand-in for the network finds what is bright, the file has that corner."""
+    image, corner = some_image(bundle), (slice(2, 10), slice(4, 20))
+    image[corner] += 150
+    file = tmp_path / ("corner.png" if takes_pictures(bundle) else "corner.nii.gz")
+    if takes_pictures(bundle):
+        Image.fromarray(image).save(file)
+    else:
+        nib.save(nib.Nifti1Image(image, np.diag([1.0, 1.0, 1.0, 1.0])), file)
+    made = parser(bundle, "inference", device="cpu", output_dir=str(tmp_path / "out"))
+    classes = read(bundle, "metadata")["network_data_format"]["outputs"]["pred"]["num_channels"]
+
+    def bright(seen: torch.Tensor) -> torch.Tensor:
+        middle = (seen.amin() + seen.amax()) / 2
+        found = (seen[:, :1] > middle).float()
+        return torch.cat([1 - found, found, *[torch.zeros_like(found)] * (classes - 2)], dim=1)
+
+    segment(made, file, bright)
+    found = label_map(tmp_path / "out", file) == 1
+    expected = np.zeros(found.shape, bool)
+    expected[corner] = True
+    assert found.shape == image.shape[: found.ndim]
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
 
 
 # The model card

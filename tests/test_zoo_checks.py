@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared_components.bundle_tools.export import export_bundle
+from tests.bundle_weights import with_weights
 from tests.toy_bundle import METADATA, write_toy_bundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,9 +58,8 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
     scratch = tmp_path_factory.mktemp("zoo")
-    if not (request.param / "models" / "model.pt").is_file():
-        pytest.skip(f"{request.param.name} has no models/model.pt to export yet")
-    target = export_bundle(str(request.param), str(scratch / "exported" / request.param.name))
+    source = with_weights(request.param, scratch / "source")
+    target = export_bundle(str(source), str(scratch / "exported" / request.param.name))
     return run_procedure(Path(target), scratch / "work", "shared_components")
 
 

@@ -65,6 +65,7 @@ def check_settings(**settings: Any) -> None:
     """
     install_one_line_errors()
     _check_names(settings)
+    _check_none()
     for name, value in settings.items():
         expected, holds = _RULES.get(name, ("", lambda v: True))
         if not holds(value):
@@ -124,6 +125,16 @@ def _check_names(options: Iterable[str]) -> None:
             raise InputError(f"--{name}: no such option; {hint}")
 
 
+def _check_none() -> None:
+    """Refuse ``--key None``: MONAI's command line leaves such an option out, and the configuration's value stays."""
+    if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
+        return
+    for option, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+        name, _, value = option.partition("=")
+        if name.startswith("--") and (value or following) == "None":
+            raise InputError(f"{name} None: MONAI leaves such an option out; write {name} '$None', or leave it out")
+
+
 def _configuration_keys(arguments: list[str]) -> set[str]:
     """Return the top-level keys of the files that ``--config_file`` names, parsed as MONAI's command line does."""
     keys: set[str] = set()
@@ -147,6 +158,11 @@ def in_monai_label() -> bool:
     MONAI Label trains in its own process, or through ``torchrun`` with a configuration of its own name.
     """
     return "monailabel" in sys.modules or any("monailabel_train.json" in argument for argument in sys.argv)
+
+
+def is_demonstration(dataset_dir: str | os.PathLike | None) -> bool:
+    """Whether a run trains on phantoms, for want of data; MONAI Label gives its data without a folder."""
+    return dataset_dir is None and not in_monai_label()
 
 
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:

@@ -17,6 +17,7 @@ from shared_components.data.check import (
     check_cases,
     describe,
     label_conflicts,
+    usual_spatial_dims,
 )
 from shared_components.data.dataset_json import SECTIONS
 from shared_components.data.split import find_leaks, sections
@@ -50,7 +51,7 @@ def datalist(
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     channels: Sequence[str] | None = None,
     label_column: str | None = None,
-    spatial_dims: int = 3,
+    spatial_dims: int | None = 3,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -67,7 +68,8 @@ def datalist(
         affine_tolerance: how far apart image and label may place the same corner voxel, in mm.
         channels: names of the image channels; for a manifest, of its image columns in the model's order.
         label_column: the manifest's column of labels.
-        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images.
+        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images; ``None`` for one that takes
+            either: what most of the folder's cases are.
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -80,6 +82,7 @@ def datalist(
     if section not in (*SECTIONS, "inference"):
         raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}, inference")
     folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
+    spatial_dims = spatial_dims or usual_spatial_dims(folder.cases + folder.unlabelled)
     options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
     if section == "inference":
         cases, findings = _checked_images(folder, num_channels, **options)
@@ -103,7 +106,7 @@ def inference_cases(
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     channels: Sequence[str] | None = None,
     label_column: str | None = None,
-    spatial_dims: int = 3,
+    spatial_dims: int | None = 3,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """List the images that can be predicted, and say of each other one why it cannot.
 
@@ -116,7 +119,8 @@ def inference_cases(
         affine_tolerance: how far apart two channel files may place the same corner voxel, in mm.
         channels: names of the image channels; for a manifest, of its image columns in the model's order.
         label_column: the manifest's column of labels, only to be known as such.
-        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images.
+        spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images; ``None`` for one that takes
+            either: what most of the folder's cases are.
 
     Returns:
         The usable cases as ``[{"image": path or paths}, ...]`` sorted by id, and one line a bad case.
@@ -125,6 +129,7 @@ def inference_cases(
         InputError: the folder does not exist or holds no images.
     """
     folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
+    spatial_dims = spatial_dims or usual_spatial_dims(folder.cases + folder.unlabelled)
     options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
     cases, findings = _checked_images(folder, num_channels, **options)
     bad: dict[str, list[str]] = {}

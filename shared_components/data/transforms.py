@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks or breaks: normalisation without a common scale, label values, spacing, resizing."""
+"""Transforms that MONAI lacks or breaks: normalisation without a common scale, label values, spacing, sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Resize, Resized, Spacingd
+from monai.transforms import InvertibleTransform, MapTransform, Resize, Resized, Spacingd
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
 
@@ -75,6 +75,40 @@ class _AveragingResize(Resize):
         extra = transform[TraceKeys.EXTRA_INFO]
         mode = InterpolateMode.BILINEAR if extra["mode"] == InterpolateMode.AREA else extra["mode"]
         return super().inverse_transform(data, {**transform, TraceKeys.EXTRA_INFO: {**extra, "mode": mode}})
+
+
+class EnsureVolumed(MapTransform, InvertibleTransform):
+    """Make a 2-D image a volume of one slice; volumes stay as they are.
+
+    So one list of transforms, with spatial sizes for three axes, and one network serve folders of volumes and folders
+    of single slices: (C, W, H) becomes (C, W, H, 1). ``Invertd`` takes the axis away again, so that results lie on the
+    grid of the file. Input: `MetaTensor`, as the loaders of this package give.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        """Create the transform."""
+        super().__init__(keys, allow_missing_keys)
+        self.converter = _EnsureVolume()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the keys of ``data``."""
+        return {**data, **{key: self.converter(data[key]) for key in self.key_iterator(dict(data))}}
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Give slices their two axes back."""
+        return {**data, **{key: self.converter.inverse(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+class _EnsureVolume(InvertibleTransform):
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        flat = image.ndim == 3
+        volume = image.unsqueeze(-1) if flat else image.clone()
+        self.push_transform(volume, extra_info={"flat": flat})
+        return volume
+
+    def inverse(self, volume: MetaTensor) -> MetaTensor:
+        flat = self.pop_transform(volume)[TraceKeys.EXTRA_INFO]["flat"]
+        return volume.squeeze(-1) if flat else volume
 
 
 class PercentileNormalized(MapTransform):

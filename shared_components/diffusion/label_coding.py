@@ -65,6 +65,16 @@ class LabelCoding(nn.Module):
             coded = torch.cat([~coded.any(dim=1, keepdim=True), coded], dim=1)
         return 2 * coded.float() - 1 if self.signed else coded.float()
 
+    @torch.jit.unused
+    def classes(self, label: Tensor) -> Tensor:
+        """Return class indices, 0 to ``num_classes`` - 1, of label values (1, *spatial), in their type.
+
+        This is what a prediction of these classes is compared with: values of one structure are merged, and of nested
+        regions a voxel belongs to the innermost one that holds its value.
+        """
+        coded = self.decode(self.encode(label[None]))[0]
+        return coded.argmax(dim=0, keepdim=True).to(label.dtype)
+
     @torch.jit.export
     def presence(self, clean: Tensor) -> Tensor:
         """Return a clean map or an estimate of it with absence at 0 and presence at 1, float32, not clipped."""

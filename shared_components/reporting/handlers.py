@@ -75,6 +75,7 @@ class CaseMetrics:
         instances: how to score single objects, if they matter (`InstanceScores`).
         instances_key: key of the reference's numbered objects (1, *spatial), in the cases that have them
             (`add_instances`).
+        regions: name to class indices, of unions of classes that are scored too, such as the whole tumour.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class CaseMetrics:
         iou: bool = False,
         instances: InstanceScores | None = None,
         instances_key: str = "instances",
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if distance_unit not in (None, *UNITS):
             raise InputError(f"distance_unit '{distance_unit}': expected one of {', '.join(UNITS)}, or none")
@@ -97,7 +99,7 @@ class CaseMetrics:
         self.label_names = label_names
         self.pred_key, self.label_key, self.instances_key = pred_key, label_key, instances_key
         self.unit, self.margin, self.num_bins = distance_unit, region_margin, num_bins
-        self.overwrite, self.iou, self.instances = overwrite, iou, instances
+        self.overwrite, self.iou, self.instances, self.regions = overwrite, iou, instances, regions
         self._records: dict[CaseKey, CaseRecord] = {}
         self._since = 0.0
 
@@ -134,7 +136,8 @@ class CaseMetrics:
         unit = self.unit or ("px" if in_pixels else "mm")
         spacing = [1.0] * (label.ndim - 1) if in_pixels else None
         try:
-            scores, bins = score_case(prediction, label, names, spacing, unit, self.margin, self.num_bins, self.iou)
+            options = {"margin": self.margin, "num_bins": self.num_bins, "iou": self.iou, "regions": self.regions}
+            scores, bins = score_case(prediction, label, names, spacing, unit, **options)
             if self.instances is not None:
                 scores.update(self.instances(prediction, label, instances))
         except InputError as error:
@@ -328,7 +331,12 @@ def _dice_of(row: Mapping[str, Any]) -> str:
 
 
 def on_grid_of(image: Tensor, prediction: Tensor) -> Tensor:
-    """Return the image on the prediction's grid: as it is where the grids agree, else resampled linearly."""
+    """Return the image on the prediction's grid: as it is where the grids agree, else resampled linearly.
+
+    A slice that the network saw as a volume of one slice loses that axis.
+    """
+    if image.ndim == prediction.ndim + 1 and image.shape[-1] == 1:
+        image = image.squeeze(-1)
     both = isinstance(image, MetaTensor) and isinstance(prediction, MetaTensor)
     same_place = not both or torch.allclose(image.affine.double(), prediction.affine.double(), atol=1e-4)
     if image.shape[1:] == prediction.shape[1:] and same_place:

@@ -118,6 +118,7 @@ def score_case(
     margin: float = 5.0,
     num_bins: int = 20,
     iou: bool = False,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Score one case.
 
@@ -134,9 +135,10 @@ def score_case(
         margin: in the same unit.
         num_bins: bins of the calibration error.
         iou: whether to add the intersection over union, which has Dice's conventions.
+        regions: name to class indices, of unions of classes that are scored too.
 
     Returns:
-        The scores: ``dice_<name>``, ``dice_mean``, with ``iou`` ``iou_<name>`` and ``iou_mean``,
+        The scores: ``dice_<name>``, ``dice_mean`` (of the classes), with ``iou`` ``iou_<name>`` and ``iou_mean``,
         ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
         ``ece_near_foreground`` (expected calibration error), ``error_auroc_near_foreground`` (area under the
         ROC curve of the entropy as a detector of wrong voxels). And the `calibration_bins` near the
@@ -158,6 +160,7 @@ def score_case(
     predicted = probabilities.argmax(dim=0, keepdim=True)
     scores = _overlaps(predicted, truth, names, classes, iou)
     scores.update(_distances(predicted, truth, names, spacing, unit))
+    scores.update(_of_regions(predicted, truth, regions or {}, spacing, unit, iou))
     foreground = ((predicted > 0) | (truth > 0))[0].numpy()
     region = torch.from_numpy(near_foreground(foreground, spacing, margin))[None, None]
     bins = calibration_bins(probabilities[None], truth[None], num_bins, region)
@@ -191,6 +194,24 @@ def _distances(
         for number, metric in enumerate(("hd95", "assd"))
         for name, pair in distances.items()
     }
+
+
+def _of_regions(
+    predicted: Tensor,
+    truth: Tensor,
+    regions: Mapping[str, Sequence[int]],
+    spacing: Sequence[float],
+    unit: str,
+    iou: bool,
+) -> dict[str, float]:
+    """Overlaps and surface distances of unions of classes."""
+    scores: dict[str, float] = {}
+    for name, indices in regions.items():
+        masks = [torch.isin(labels, torch.tensor(list(indices))).long() for labels in (predicted, truth)]
+        overlaps = _overlaps(*masks, {1: name}, 2, iou)
+        scores.update({key: value for key, value in overlaps.items() if not key.endswith("_mean")})
+        scores.update(_distances(*masks, {1: name}, spacing, unit))
+    return scores
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

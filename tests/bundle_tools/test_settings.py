@@ -5,7 +5,12 @@ import sys
 import pytest
 import torch
 
-from shared_components.bundle_tools.settings import check_settings, default_output_dir, report_failures
+from shared_components.bundle_tools.settings import (
+    check_settings,
+    default_output_dir,
+    is_demonstration,
+    report_failures,
+)
 from shared_components.errors import InputError
 
 
@@ -55,6 +60,15 @@ def test_misspelt_option_gets_the_nearest_name(monkeypatch, option):
         check_settings(max_epochs=3)
 
 
+@pytest.mark.parametrize("option", [["--clip", "None"], ["--clip=None"], ["--train#handlers", "None"]])
+def test_none_that_monai_would_leave_out_is_refused(monkeypatch, option):
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--seed", "0", *option])
+    with pytest.raises(InputError, match=r"None: MONAI leaves such an option out; write --\S+ '\$None'"):
+        check_settings(seed=0, clip=None)
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--seed", "0", "--clip", "$None"])
+    check_settings(seed=0, clip=None)
+
+
 def test_nested_overrides_and_monais_own_options_pass(monkeypatch):
     arguments = ["run", "--config_file", "c.json", "--train#dataloader#num_workers", "1", "--logging_file=x"]
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
@@ -70,3 +84,9 @@ def test_failures_end_the_run():
     report_failures([])
     with pytest.raises(InputError, match="2 cases could not be processed: a | b"):
         report_failures(["a", "b"])
+
+
+def test_only_phantoms_are_a_demonstration(monkeypatch):
+    assert is_demonstration(None) and not is_demonstration("data")
+    monkeypatch.setitem(sys.modules, "monailabel", sys)
+    assert not is_demonstration(None)

@@ -12,7 +12,7 @@ import pytest
 
 from shared_components.data.datalists import datalist, inference_cases
 from shared_components.errors import InputError
-from tests.data.folders import SHAPE, case_names, msd_folder, save, some_image, some_label
+from tests.data.folders import SHAPE, case_names, msd_folder, picture_folder, save, some_image, some_label
 
 LABELS = {"anterior": 1, "posterior": 2}
 
@@ -138,6 +138,16 @@ def test_inference_cases_sets_bad_cases_apart(tmp_path):
     assert names(good) == ["scan 0", "scan 2"]
     (failure,) = failures
     assert failure.startswith("scan 1: scan 1.nii.gz: truncated/corrupt") and "\n" not in failure
+
+
+def test_a_model_of_slices_takes_what_the_folder_holds(tmp_path):
+    msd_folder(tmp_path / "volumes", case_names(5))
+    picture_folder(tmp_path / "slices", 5)
+    assert len(datalist(tmp_path / "volumes", "test", [1, 2], spatial_dims=None)) == 1
+    assert len(datalist(tmp_path / "slices", "test", [1], num_channels=3, spatial_dims=None)) == 1
+    assert inference_cases(tmp_path / "slices", 3, spatial_dims=None)[1] == []
+    with pytest.raises(InputError, match="2-D"):
+        datalist(tmp_path / "volumes", "test", [1, 2], spatial_dims=2)
 
 
 def test_real_sections(real_data):

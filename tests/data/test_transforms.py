@@ -20,12 +20,13 @@ from monai.transforms import (
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.transforms import (
     AveragingResized,
+    EnsureVolumed,
     PercentileNormalized,
     RoundLabelsd,
     SidecarSafeSpacingd,
 )
 from shared_components.errors import InputError
-from tests.data.folders import save, some_image
+from tests.data.folders import save, save_picture, some_image, some_picture
 
 
 def normalise(image: torch.Tensor, **options) -> torch.Tensor:
@@ -195,3 +196,26 @@ def test_labels_are_rounded_and_fractions_refused():
         with pytest.raises(InputError, match="mask.nii.gz: non-integer labels"):
             RoundLabelsd("label")({"label": stored * 0 + value})
     assert RoundLabelsd("label", allow_missing_keys=True)({"image": 1}) == {"image": 1}
+
+
+@pytest.mark.parametrize("shape", [(10, 12, 3), (10, 12)], ids=["picture", "grey picture"])
+def test_slices_are_volumes_of_one_slice_and_come_back_as_they_lay(tmp_path, shape):
+    path = save_picture(tmp_path / "picture.png", some_picture(1, shape))
+    load = LoadImageChannelsd("image")
+    ways = Compose([load, EnsureVolumed("image"), AveragingResized("image", (20, 24, -1))])
+    item = ways({"image": str(path)})
+    assert item["image"].shape[1:] == (20, 24, 1)
+    item["pred"] = item["image"].clone()
+    item = Invertd("pred", ways, orig_keys="image", nearest_interp=False, to_tensor=True)(item)
+    assert item["pred"].shape == load({"image": str(path)})["image"].shape
+    assert item["pred"].affine.shape == (4, 4)
+
+
+def test_volumes_stay_volumes():
+    image = MetaTensor(torch.rand(2, 5, 6, 7), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+    transform = EnsureVolumed("image")
+    volume = transform({"image": image, "other": 1})
+    assert torch.equal(volume["image"], image) and volume["other"] == 1
+    back = transform.inverse(volume)
+    assert torch.equal(back["image"], image) and back["image"].applied_operations == []
+    assert image.applied_operations == []

@@ -112,3 +112,20 @@ def test_decoding_scripts(label_values, coding):
 def test_nonsense_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         LabelCoding(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("label_values", "coding", "expected"),
+    [
+        ([[1, 2, 3, 4]], "channels", [0, 1, 1, 1, 1]),
+        ([[4], [1, 3]], "channels", [0, 2, 0, 2, 1]),
+        ([[1, 2, 3, 4], [1, 3, 4], [4]], "nested", [0, 2, 1, 2, 3]),
+        ([1, 2, 3, 4], "classes", [0, 1, 2, 3, 4]),
+    ],
+)
+@pytest.mark.parametrize("value_range", ["01", "pm1"])
+def test_classes_of_label_values(label_values, coding, expected, value_range):
+    label = torch.arange(5, dtype=torch.float32).reshape(1, 5, 1)
+    found = LabelCoding(label_values, coding, value_range).classes(label)
+    assert found.dtype == torch.float32
+    assert found.flatten().tolist() == expected

@@ -1,11 +1,13 @@
 """Hold a stand-alone bundle folder against a real MONAI Label server that can reach only the loopback.
 
     python tests/monai_label/acceptance.py --bundle FOLDER --image X.nii.gz [--label Y.nii.gz] [--train]
+    python tests/monai_label/acceptance.py --bundle FOLDER --image X.jpg [--label Y.png] [--train]
 
 The folder is copied alone into the ``monaibundle`` app of a scratch folder; the server must list it, segment
 the image by datastore id and by upload on the image's own grid, give the same anatomy for the same image
-stored in another voxel order, use the weights it was given, and, with ``--train``, fine-tune for one epoch
-and segment again. Every problem is listed; the exit code is 1 if there is one.
+stored in another voxel order (a picture: turned, with an EXIF orientation), use the weights it was given, and,
+with ``--train``, fine-tune for one epoch and segment again. Every problem is listed; the exit code is 1 if there is
+one.
 
 The server runs in the environment that ``MONAI_LABEL_VENV`` names, else in this Python's own; ``install.sh``
 makes one.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import sys
 import tempfile
@@ -27,6 +30,7 @@ import numpy as np
 import requests
 from label_server import Server, Unusable
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from PIL import ExifTags, Image
 
 logger = logging.getLogger("acceptance")
 
@@ -49,6 +53,17 @@ class Findings:
     def note(self, text: str) -> None:
         logger.warning("note: %s", text)
         self.notes.append(text)
+
+
+def is_picture(file: Path) -> bool:
+    return file.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".bmp")
+
+
+def read(file: Path) -> nib.Nifti1Image:
+    """An image, a label map or an answer; a picture as (columns, rows[, channels]) on a grid of pixels."""
+    if not is_picture(file):
+        return nib.load(file)
+    return nib.Nifti1Image(np.swapaxes(np.asarray(Image.open(file)), 0, 1), np.eye(4))
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -99,21 +114,25 @@ class Answers:
     def get(
         self, what: str, image: Path, label: Path | None = None, **request: Any
     ) -> nib.Nifti1Image | None:
+        if is_picture(image):  # a JPEG would be answered by a JPEG, which keeps no label values
+            params = {"result_extension": ".png", **json.loads(request.get("params", "{}"))}
+            request["params"] = json.dumps(params)
         try:
             content = self.server.infer(**request)
         except (requests.HTTPError, requests.Timeout) as error:
             self.findings.require(False, f"{what}: {error}")
             return None
-        file = self.server.scratch / f"answer_{len(list(self.server.scratch.glob('answer_*')))}.nii.gz"
+        suffix = ".png" if is_picture(image) else ".nii.gz"
+        file = self.server.scratch / f"answer_{len(list(self.server.scratch.glob('answer_*')))}{suffix}"
         file.write_bytes(content)
-        answer = nib.load(file)
-        self._check(what, answer, nib.load(image))
-        if label is not None and answer.shape == nib.load(label).shape:
-            self._check_dice(what, answer, nib.load(label))
+        answer = read(file)
+        self._check(what, answer, read(image))
+        if label is not None and answer.shape == read(label).shape:
+            self._check_dice(what, answer, read(label))
         return answer
 
     def _check(self, what: str, answer: nib.Nifti1Image, image: nib.Nifti1Image) -> None:
-        shape = image.shape[:3]
+        shape = image.shape[: answer.ndim] if answer.ndim < 3 else image.shape[:3]
         self.findings.require(answer.shape == shape, f"{what}: shape {answer.shape}, the image has {shape}")
         difference = np.abs(answer.affine - image.affine).max()
         self.findings.require(
@@ -129,6 +148,8 @@ class Answers:
 
     def _check_dice(self, what: str, answer: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
         found, true = np.asanyarray(answer.dataobj), np.asanyarray(label.dataobj)
+        if true.max() == 255 and len(self.labels) == 1:
+            true = true // 255
         scores = {name: dice(found == index, true == index) for name, index in self.labels.items()}
         mean = float(np.mean(list(scores.values()))) if scores else 0.0
         text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
@@ -142,6 +163,9 @@ def check_reorientation(
     answers: Answers, image: Path, straight: nib.Nifti1Image, least_agreement: float, findings: Findings
 ) -> None:
     """Step 7: the same image in another voxel order must give the same anatomy, not only the right grid."""
+    if is_picture(image):
+        check_turned_picture(answers, image, straight, findings)
+        return
     original = nib.load(image)
     order = "PSL" if nib.aff2axcodes(original.affine) != tuple("PSL") else "RAS"
     turned = original.as_reoriented(ornt_transform(io_orientation(original.affine), axcodes2ornt(order)))
@@ -163,6 +187,21 @@ def check_reorientation(
             f"stored as {order}: '{name}' has Dice {agreement:.3f} with the answer for the original, "
             f"expected at least {least_agreement}; is Invertd missing?",
         )
+
+
+def check_turned_picture(answers: Answers, image: Path, straight: nib.Nifti1Image, findings: Findings) -> None:
+    """Step 7 for a picture: with turned pixels and an EXIF orientation that undoes it, it is the same picture."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels = np.asarray(Image.open(image))
+    straight_file, file = (answers.server.scratch / f"{name}.png" for name in ("upright", "turned"))
+    Image.fromarray(pixels).save(straight_file)  # lossless, as the turned one is
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(file, exif=exif)
+    upright = answers.get("the picture as PNG", straight_file, upload=straight_file)
+    answer = answers.get("the picture turned, with an EXIF orientation", straight_file, upload=file)
+    if upright is not None and answer is not None:
+        same = np.array_equal(np.asanyarray(upright.dataobj), np.asanyarray(answer.dataobj))
+        findings.require(same, "the picture turned, with an EXIF orientation: another answer")
 
 
 def weights_under(folder: Path) -> dict[str, str]:
@@ -236,7 +275,7 @@ def accept(
 
     Args:
         bundle: the stand-alone folder; its name becomes the model's name.
-        image: a NIfTI image that the bundle segments.
+        image: a NIfTI image or a picture that the bundle segments.
         label: its label map, on the same grid; asks for a least Dice, and is what training learns from.
         train: fine-tune for one epoch on four copies of the case, and segment again.
         least_dice: least mean Dice over the labels, before training.
@@ -262,7 +301,7 @@ def accept(
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True, help="stand-alone bundle folder")
-    parser.add_argument("--image", type=Path, required=True, help="NIfTI image that the bundle segments")
+    parser.add_argument("--image", type=Path, required=True, help="NIfTI image or picture that the bundle segments")
     parser.add_argument("--label", type=Path, help="its label map")
     parser.add_argument("--train", action="store_true", help="fine-tune for one epoch; needs --label")
     parser.add_argument("--least_dice", type=float, default=0.5, help="least mean Dice with --label")

@@ -100,6 +100,18 @@ def test_uncertainty_is_judged_near_the_foreground():
     assert scores["error_auroc_near_foreground"] == pytest.approx(auroc)
 
 
+def test_unions_of_classes_are_scored_as_one_structure():
+    label = with_spacing(blocks())
+    regions = {"whole": [1, 2], "inner": [2]}
+    scores, _ = score_case(one_hot(blocks(shift=1)), label, NAMES, regions=regions, iou=True)
+    merged = with_spacing((blocks() > 0).long())
+    expected, _ = score_case(one_hot((blocks(shift=1) > 0).long(), 2), merged, {1: "whole"}, iou=True)
+    for name in ("dice_whole", "iou_whole", "hd95_mm_whole", "assd_mm_whole"):
+        assert scores[name] == pytest.approx(expected[name])
+    assert scores["dice_inner"] == scores["dice_posterior"] and scores["iou_inner"] == scores["iou_posterior"]
+    assert scores["dice_mean"] == pytest.approx((scores["dice_anterior"] + scores["dice_posterior"]) / 2)
+
+
 def test_the_margin_is_in_millimetres():
     foreground = np.zeros((9, 9), dtype=bool)
     foreground[4, 4] = True
