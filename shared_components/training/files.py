@@ -43,7 +43,7 @@ def load_safely(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected saved weights, check the path")
+        raise InputError(f"{path}: no such file; expected saved weights: train the bundle, or give --ckpt_path")
     try:
         _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
