@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shared_components.errors import InputError
 from shared_components.networks.ff_parser import SpectralGate
 from shared_components.networks.highway import Highway, initialise_he
+from shared_components.networks.medsegdiff_blocks import check_size
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
 
 MAX_TAPS = 4
@@ -137,7 +138,7 @@ class MedSegDiffV1(nn.Module):
             ValueError: H or W is no multiple of ``downsampling``, or labels are given to a network without classes.
         """
         if not torch.jit.is_tracing():
-            self.unet.check_size(noisy)
+            check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         encoded = self.unet.encode(self.unet.stem(torch.cat([condition, noisy], dim=1)), time)
@@ -250,17 +251,12 @@ class MedSegDiffV2(nn.Module):
     ) -> Tensor:
         """Predict the noise, its variance and the calibration map; see `MedSegDiffV1.forward`."""
         if not torch.jit.is_tracing():
-            self._check_size(noisy)
+            check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         stem = self.unet.stem(torch.cat([condition, noisy], dim=1)) + features[0]
         encoded = self.unet.encode(stem, time)
         return torch.cat([self.unet.decode(encoded[-1], time, encoded), features[1]], dim=1)
-
-    def _check_size(self, x: Tensor) -> None:
-        height, width = x.shape[-2], x.shape[-1]
-        if height % self.downsampling != 0 or width % self.downsampling != 0:
-            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
 
 def _build_branches(

@@ -206,3 +206,10 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def check_size(x: Tensor, multiple: int) -> None:
+    """Raise ValueError unless height and width of (B, C, H, W) are multiples of ``multiple``."""
+    height, width = x.shape[-2], x.shape[-1]
+    if height % multiple != 0 or width % multiple != 0:
+        raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {multiple}")

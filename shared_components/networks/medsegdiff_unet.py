@@ -17,6 +17,7 @@ from shared_components.networks.medsegdiff_blocks import (
     Step,
     TimeEmbedding,
     Upsample,
+    check_size,
 )
 
 MAX_PARAMETERS = 2_000_000_000
@@ -254,12 +255,6 @@ class MedSegDiffUNet(nn.Module):
             return torch.cat([output[:, : self.num_bounded].tanh(), output[:, self.num_bounded :]], dim=1)
         return output
 
-    def check_size(self, x: Tensor) -> None:
-        """Raise ValueError unless height and width are multiples of ``downsampling``."""
-        height, width = x.shape[-2], x.shape[-1]
-        if height % self.downsampling != 0 or width % self.downsampling != 0:
-            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
-
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Optional[Tensor] = None) -> Tensor:
         """Return (B, out_channels, H, W), the first ``num_bounded`` channels in [-1, 1].
 
@@ -272,7 +267,7 @@ class MedSegDiffUNet(nn.Module):
             ValueError: H or W does not fit, or labels are given to a network without classes.
         """
         if not torch.jit.is_tracing():
-            self.check_size(x)
+            check_size(x, self.downsampling)
         time = self.time_embedding(timesteps, class_labels)
         skips = self.encode(self.stem(x), time)
         return self.decode(skips[-1], time, skips)

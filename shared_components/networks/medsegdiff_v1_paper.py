@@ -19,6 +19,7 @@ from shared_components.networks.medsegdiff_blocks import (
     ResidualBlock,
     TimeEmbedding,
     Upsample,
+    check_size,
 )
 
 VARIANTS = {"S": (1, 1, 2, 2, 4), "B": (1, 1, 2, 2, 4, 4), "L": (1, 1, 2, 2, 4, 4, 4)}
@@ -234,7 +235,7 @@ class MedSegDiffV1Paper(nn.Module):
             ValueError: H or W is not a multiple of ``downsampling``.
         """
         if not torch.jit.is_tracing():
-            self._check_size(noisy)
+            check_size(noisy, self.downsampling)
         if condition_features is None:
             condition_features = self.encode_condition(condition)
         time = self.time_embedding(timesteps)
@@ -257,11 +258,6 @@ class MedSegDiffV1Paper(nn.Module):
                 image = level.fusion(image, mask)
             sums.append(image + mask)
         return sums
-
-    def _check_size(self, noisy: Tensor) -> None:
-        height, width = noisy.shape[-2], noisy.shape[-1]
-        if height % self.downsampling != 0 or width % self.downsampling != 0:
-            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
 
 def _encoder_level(in_channels: int, widths: Sequence[int], index: int, num_blocks: int) -> nn.Sequential:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from shared_components.errors import InputError
 from shared_components.networks.anchor_attention import AnchorAttention
 from shared_components.networks.highway import Highway
+from shared_components.networks.medsegdiff_blocks import check_size
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
 from shared_components.networks.spectrum_attention import SpectrumTransformer
 
@@ -152,7 +153,7 @@ class MedSegDiffV2Paper(nn.Module):
             ValueError: H or W is no multiple of ``downsampling``, or labels are given to a network without classes.
         """
         if not torch.jit.is_tracing():
-            self.unet.check_size(noisy)
+            check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         stem = self.unet.stem(torch.cat([condition, noisy], dim=1) if self.image_in_stem else noisy)
