@@ -208,7 +208,7 @@ def test_one_network_in_training_inference_and_on_disk(bundle: Path) -> None:
     weights = bundle / "models" / "model.pt"
     if not weights.is_file():  # those that it would have are small enough
         assert sum(value.numel() * value.element_size() for value in inference.state_dict().values()) < LARGEST_FILE
-        return
+        pytest.xfail(f"{bundle.name} has no trained models/model.pt yet")
     state = torch.load(weights, map_location="cpu", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     inference.load_state_dict(state, strict=True)

@@ -100,7 +100,7 @@ BAD = {
     "an import that binds nothing": ({"train": {"imports": ["$import os.path"]}}, "names", "$import os.path"),
     "no validation interval": ({"train": {"val_interval": None}}, "ids", "train: val_interval"),
     "no output folder": ({"inference": {"output_dir": None}}, "ids", "inference: output_dir"),
-    "a personal path": ({"train": {"dataset_dir": "/home/somebody/data"}}, "files", "personal path"),
+    "a personal path": ({"train": {"dataset_dir": str(Path("/home") / "somebody" / "data")}}, "files", "personal path"),
 }
 
 
