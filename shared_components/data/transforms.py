@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Resize, Resized, Spacingd
+from monai.transforms.spatial.functional import resize
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
 
@@ -75,6 +76,49 @@ class _AveragingResize(Resize):
         extra = transform[TraceKeys.EXTRA_INFO]
         mode = InterpolateMode.BILINEAR if extra["mode"] == InterpolateMode.AREA else extra["mode"]
         return super().inverse_transform(data, {**transform, TraceKeys.EXTRA_INFO: {**extra, "mode": mode}})
+
+
+class AveragingScaled(AveragingResized):
+    """Scale pictures of any size by one factor, by averaging as `AveragingResized` does; sizes are rounded.
+
+    For models that see structures at one magnification, whatever the size of the picture.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        scale: float = 1.0,
+        mode: Sequence[str] | str = InterpolateMode.AREA,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Create the transform.
+
+        Args:
+            keys: entries to scale.
+            scale: new size of each axis relative to the old one, above 0.
+            mode: as in `AveragingResized`.
+            allow_missing_keys: leave out keys that the data does not have.
+
+        Raises:
+            InputError: the scale is not above 0.
+        """
+        super().__init__(keys, 1, mode=mode, allow_missing_keys=allow_missing_keys)
+        if scale <= 0:
+            raise InputError(f"scale {scale}: expected a number above 0, such as 0.5 for half the size")
+        self.resizer = _AveragingScale(scale)
+
+
+class _AveragingScale(_AveragingResize):
+    def __init__(self, scale: float) -> None:
+        super().__init__(spatial_size=1)
+        self.scale = scale
+
+    def __call__(self, img: torch.Tensor, mode: str | None = None, **_: Any) -> torch.Tensor:
+        if mode == InterpolateMode.AREA and self.scale > 1:
+            mode = InterpolateMode.BILINEAR
+        size = [max(1, round(length * self.scale)) for length in img.shape[1:]]
+        info = self.get_transform_info()
+        return resize(img, size, mode, None, torch.float32, len(size), False, None, False, info)
 
 
 class EnsureVolumed(MapTransform, InvertibleTransform):

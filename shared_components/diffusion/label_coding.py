@@ -29,6 +29,7 @@ class LabelCoding(nn.Module):
         coding: one of `CODINGS`.
         value_range: ``01`` codes absence and presence by 0 and 1 (MedSegDiff), ``pm1`` by -1 and 1 (cDAL), twice the
             amplitude against the same noise.
+        inverted: code presence by the lower value and absence by the upper one, as the published cDAL does for lungs.
 
     Attributes:
         num_channels: diffused channels.
@@ -43,6 +44,7 @@ class LabelCoding(nn.Module):
         label_values: Sequence[Union[int, Sequence[int]]],
         coding: str = "channels",
         value_range: str = "pm1",
+        inverted: bool = False,
     ) -> None:
         super().__init__()
         for name, value, choices in (("coding", coding, CODINGS), ("value_range", value_range, VALUE_RANGES)):
@@ -52,6 +54,7 @@ class LabelCoding(nn.Module):
         _check_values(self.label_values, coding)
         self.coding = coding
         self.signed: bool = value_range == "pm1"
+        self.inverted = inverted
         self.num_classes: int = len(self.label_values) + 1
         self.num_channels: int = self.num_classes if coding == "classes" else self.num_classes - 1
 
@@ -63,6 +66,7 @@ class LabelCoding(nn.Module):
         coded = torch.cat(present, dim=1)
         if self.coding == "classes":
             coded = torch.cat([~coded.any(dim=1, keepdim=True), coded], dim=1)
+        coded = ~coded if self.inverted else coded
         return 2 * coded.float() - 1 if self.signed else coded.float()
 
     @torch.jit.unused
@@ -78,7 +82,8 @@ class LabelCoding(nn.Module):
     @torch.jit.export
     def presence(self, clean: Tensor) -> Tensor:
         """Return a clean map or an estimate of it with absence at 0 and presence at 1, float32, not clipped."""
-        return (clean.float() + 1) / 2 if self.signed else clean.float()
+        upper = (clean.float() + 1) / 2 if self.signed else clean.float()
+        return 1 - upper if self.inverted else upper
 
     @torch.jit.export
     def probabilities(self, presence: Tensor) -> Tensor:

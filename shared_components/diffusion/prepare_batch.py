@@ -10,7 +10,6 @@ import torch
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.networks.schedulers.scheduler import Scheduler
-from monai.networks.utils import one_hot
 from torch import Tensor
 
 from shared_components.diffusion.label_coding import LabelCoding
@@ -51,17 +50,17 @@ def condition_and_label(
 
 
 class LabelDiffusionPrepareBatch(PrepareBatch):
-    """Turn crops into (condition, clean) pairs: slices with their neighbours, and label maps coded in {-1, +1}.
+    """Turn crops into (condition, clean) pairs: slices with their neighbours, and coded label maps.
 
     Only slices whose neighbours lie in the crop are used, so a crop of depth S gives S - 2 ``num_adjacent_slices``.
 
     Args:
-        num_classes: channels of the label map, background included.
+        label_coding: how label values become the map that is diffused.
         num_adjacent_slices: as in `DiffusionSegmenter`.
     """
 
-    def __init__(self, num_classes: int, num_adjacent_slices: int = 0) -> None:
-        self.num_classes = num_classes
+    def __init__(self, label_coding: LabelCoding, num_adjacent_slices: int = 0) -> None:
+        self.label_coding = label_coding
         self.num_adjacent_slices = num_adjacent_slices
 
     def __call__(
@@ -69,8 +68,7 @@ class LabelDiffusionPrepareBatch(PrepareBatch):
     ) -> tuple[Tensor, Tensor]:
         """Return condition (N, K, H, W) and clean (N, C, H, W) of images (B, K, H, W[, D]) and labels (B, 1, ...)."""
         condition, label = condition_and_label(batchdata, self.num_adjacent_slices, device, non_blocking)
-        clean = 2 * one_hot(label, self.num_classes, dtype=torch.float32) - 1
-        return condition, clean.contiguous()
+        return condition, self.label_coding.encode(label).contiguous()
 
 
 class NoisePredictionPrepareBatch(PrepareBatch):

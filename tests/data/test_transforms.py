@@ -20,6 +20,7 @@ from monai.transforms import (
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.transforms import (
     AveragingResized,
+    AveragingScaled,
     EnsureVolumed,
     PercentileNormalized,
     RoundLabelsd,
@@ -219,3 +220,20 @@ def test_volumes_stay_volumes():
     back = transform.inverse(volume)
     assert torch.equal(back["image"], image) and back["image"].applied_operations == []
     assert image.applied_operations == []
+
+
+def test_a_scale_is_a_factor_for_every_size():
+    for size, expected in [((1000, 512), (500, 256)), ((333, 251), (166, 126))]:
+        small, back = there_and_back(ramp(size), AveragingScaled("image", 0.5))
+        assert small.shape[1:] == expected and back.shape[1:] == size
+    # each pixel is the mean of the four it covers, and the inverse of a smooth picture is near it
+    image = ramp((64, 48))
+    small, back = there_and_back(image, AveragingScaled("image", 0.5))
+    expected = torch.nn.functional.avg_pool2d(image.as_tensor()[None], 2)[0]
+    torch.testing.assert_close(small, expected)
+    torch.testing.assert_close(back.as_tensor()[:, 1:-1, 1:-1], image.as_tensor()[:, 1:-1, 1:-1], atol=1e-3, rtol=0)
+
+
+def test_a_scale_of_nothing_is_refused():
+    with pytest.raises(InputError, match="scale 0: expected a number above 0"):
+        AveragingScaled("image", 0)

@@ -129,3 +129,15 @@ def test_classes_of_label_values(label_values, coding, expected, value_range):
     found = LabelCoding(label_values, coding, value_range).classes(label)
     assert found.dtype == torch.float32
     assert found.flatten().tolist() == expected
+
+
+def test_inverted_codings_are_the_negatives():
+    label = torch.tensor([0, 1, 1, 0]).reshape(1, 1, 2, 2)
+    for value_range, absent in (("pm1", 1.0), ("01", 1.0)):
+        plain, inverted = (LabelCoding([1], value_range=value_range, inverted=flag) for flag in (False, True))
+        clean = inverted.encode(label)
+        assert torch.equal(clean, -plain.encode(label) if value_range == "pm1" else 1 - plain.encode(label))
+        assert clean[0, 0, 0, 0] == absent
+        assert torch.equal(inverted.decode(clean), plain.decode(plain.encode(label)))
+    estimate = torch.tensor([0.4, -0.4]).reshape(1, 1, 1, 2)
+    assert LabelCoding([1], inverted=True).decode(estimate).argmax(dim=1).flatten().tolist() == [0, 1]

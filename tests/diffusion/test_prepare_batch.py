@@ -80,7 +80,7 @@ def test_all_labels_of_a_structure_are_alike():
 
 def test_crops_become_slices_as_for_the_other_denoisers():
     data = volumes()
-    condition, clean = LabelDiffusionPrepareBatch(4, 1)(data)
+    condition, clean = LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 4)), "classes"), 1)(data)
     coding = LabelCoding([1, 2, 3], "classes")
     _, targets, (timesteps, seen), _ = NoisePredictionPrepareBatch(coding, scheduler(), None, 1)(data)
     assert seen.shape == (6, 3, 8, 8) and timesteps.shape == (6,)

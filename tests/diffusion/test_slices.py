@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.prepare_batch import LabelDiffusionPrepareBatch
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
 
@@ -32,13 +33,15 @@ def test_padding_repeats_the_border_and_is_undone(size, padded):
 def test_prepare_batch_uses_inner_slices_and_codes_labels():
     image = torch.arange(5.0).expand(1, 1, 2, 2, 5)
     label = torch.tensor([0, 1, 2, 1, 0]).expand(1, 1, 2, 2, 5)
-    condition, clean = LabelDiffusionPrepareBatch(3, 1)({"image": image, "label": label})
+    condition, clean = LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 3)), "classes"), 1)(
+        {"image": image, "label": label}
+    )
     assert condition[:, :, 0, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
     assert clean[:, :, 0, 0].tolist() == [[-1, 1, -1], [-1, -1, 1], [-1, 1, -1]]
 
 
 def test_prepare_batch_takes_images():
-    condition, clean = LabelDiffusionPrepareBatch(2)(
+    condition, clean = LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 2)), "classes"))(
         {"image": torch.zeros(3, 1, 4, 4), "label": torch.ones(3, 1, 4, 4)}
     )
     assert condition.shape == (3, 1, 4, 4)
@@ -47,4 +50,6 @@ def test_prepare_batch_takes_images():
 
 def test_crop_too_thin_for_its_neighbours_is_refused():
     with pytest.raises(ValueError, match="more than 2 slices"):
-        LabelDiffusionPrepareBatch(2, 1)({"image": torch.zeros(1, 1, 4, 4, 2), "label": torch.zeros(1, 1, 4, 4, 2)})
+        LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 2)), "classes"), 1)(
+            {"image": torch.zeros(1, 1, 4, 4, 2), "label": torch.zeros(1, 1, 4, 4, 2)}
+        )

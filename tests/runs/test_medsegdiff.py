@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shared_components.data.phantoms import make_phantoms
 from tests.runs.commands import Run, bundle_command, check_refused, files_below, run_bundle, run_python
@@ -60,6 +61,13 @@ def test_a_training_on_pictures_leaves_weights_tables_and_pages(trained):
     assert (output_dir / "overlays" / f"{row['case']}_overlay.png").is_file()
     assert row["case"] in (output_dir / "report.html").read_text(encoding="utf-8")
     assert "no InvertibleTransform applied" not in run.stderr
+
+
+def test_the_loss_of_every_step_is_in_tensorboard(trained):
+    curves = EventAccumulator(str(trained[1] / "tensorboard"))
+    curves.Reload()
+    losses = [event.value for event in curves.Scalars("train_loss")]
+    assert len(losses) == 4 and all(0 < loss < 20 for loss in losses)
 
 
 def test_killed_and_resumed_equals_uninterrupted(trained, pictures, tmp_path):

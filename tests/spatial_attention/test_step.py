@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from monai.networks.schedulers import DDPMScheduler
 from torch import nn
 
+from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.prepare_batch import LabelDiffusionPrepareBatch
 from shared_components.diffusion.schedules import FewStepProcess
 from shared_components.diffusion.segmenter import DiffusionSegmenter
@@ -60,7 +61,7 @@ def trainer(denoiser, discriminator, timesteps: int = 4, **options) -> SpatialAt
         scheduler=scheduler,
         optimizer=torch.optim.Adam(denoiser.parameters(), lr=1.6e-4, **adam),
         loss_function=nn.MSELoss(),
-        prepare_batch=LabelDiffusionPrepareBatch(3),
+        prepare_batch=LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 3)), "classes")),
         discriminator=discriminator,
         discriminator_optimizer=discriminator and torch.optim.Adam(discriminator.parameters(), lr=1.25e-4, **adam),
         **{"attention_level": 2, **options},
