@@ -134,20 +134,29 @@ def explained_share(output: Mapping[str, Any]) -> float:
 
 
 class SynthesisPrepareBatch(PrepareBatch):
-    """Give a `DiffusionSynthesizer` its label maps and seeds, and for the evaluation the real images.
+    """Give a `DiffusionSynthesizer` its label maps and seeds, and what the images are to be compared with.
+
+    MONAI's evaluators call the first ``image`` and the second ``label``, whatever they are called in the batch.
 
     Args:
+        map_key: of the label maps.
+        target_key: of the real images, or of whatever else is to be kept as ``label``; it may be missing.
+        source_key: of the real images to start from, if there are some.
         seed: of items without an own ``seed`` in the batch.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(
+        self, map_key: str = "image", target_key: str = "label", source_key: str = "source", seed: int = 0
+    ) -> None:
+        self.map_key, self.target_key, self.source_key = map_key, target_key, source_key
         self.seed = seed
 
     def __call__(
         self, batchdata: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor], dict[str, Any]]:
-        """Return label maps (B, A, *spatial), images (B, C, *spatial) if there are some, (seeds (B,),), no keywords."""
-        label = batchdata["label"].to(device, non_blocking=non_blocking)
-        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed)))
-        image = batchdata.get("image")
-        return label, None if image is None else image.to(device, non_blocking=non_blocking), (seeds.to(device),), {}
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], dict[str, Any]]:
+        """Return label maps (B, A, *spatial), targets, arguments (seeds (B,)[, sources (B, C, *spatial)])."""
+        label = batchdata[self.map_key].to(device, non_blocking=non_blocking)
+        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed))).to(device)
+        others = [batchdata.get(key) for key in (self.target_key, self.source_key)]
+        target, source = (None if item is None else item.to(device, non_blocking=non_blocking) for item in others)
+        return label, target, (seeds,) if source is None else (seeds, source), {}

@@ -94,11 +94,11 @@ def test_a_new_network_has_the_loss_of_the_noise_and_explains_nothing() -> None:
 
 def test_a_synthesizer_gets_maps_seeds_and_images() -> None:
     data = {**batch(), "seed": torch.tensor([5, 6, 7, 8])}
-    label, image, (seeds,), keywords = SynthesisPrepareBatch()(data)
+    label, image, (seeds,), keywords = SynthesisPrepareBatch("label", "image")(data)
     assert torch.equal(label, data["label"]) and torch.equal(image, data["image"]) and keywords == {}
     assert seeds.tolist() == [5, 6, 7, 8]
-    _, image, (seeds,), _ = SynthesisPrepareBatch(seed=9)({"label": data["label"]})
-    assert image is None and seeds.tolist() == [9] * 4
+    label, target, (seeds, source), _ = SynthesisPrepareBatch(seed=9)({"image": data["label"], "source": data["image"]})
+    assert target is None and seeds.tolist() == [9] * 4 and torch.equal(source, data["image"])
 
 
 def test_mistakes_are_told() -> None:
