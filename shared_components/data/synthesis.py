@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import TraceKeys
 from PIL import Image
 
 from shared_components.data.cases import Case, CaseFolder, find_cases
@@ -152,6 +153,26 @@ class DropClassesd(MapTransform):
         for key in self.key_iterator(result):
             label = result[key]
             result[key] = torch.where(torch.isin(label, values.to(label)), torch.zeros_like(label), label)
+        return result
+
+
+class InvertLinearlyd(MapTransform):
+    """Have what was resampled by nearest neighbour inverted linearly.
+
+    `Invertd` resamples a prediction as its original was: a generated image as the label map that it was made from.
+
+    Args:
+        keys: `MetaTensor` label maps, after their resampling.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the mode in the list of applied transforms."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            for operation in result[key].applied_operations:
+                extra = operation.get(TraceKeys.EXTRA_INFO, {})
+                if extra.get("mode") in ("nearest", "nearest-exact"):
+                    extra["mode"] = "bilinear"
         return result
 
 

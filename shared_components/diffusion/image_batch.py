@@ -15,6 +15,7 @@ from shared_components.diffusion.mask_encoding import MaskEncoding, delete_class
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.prepare_batch import Device, condition_and_label
 from shared_components.diffusion.reverse import PREDICTION_TYPES
+from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 from shared_components.errors import InputError
 
@@ -39,6 +40,8 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         num_adjacent_slices: as in `DiffusionSynthesizer`.
         prediction_type: what the denoiser predicts: ``epsilon``, ``sample`` or ``v_prediction``.
         timestep_sampler: draws the timesteps; all equally often when ``None``.
+        multiple: sizes of the slices are padded to multiples of it by repeating the border, as the synthesizer does it
+            by itself; the denoiser's ``downsampling``, where images are not crops of a fitting size.
         fixed: see above.
         seed: of the fixed noise.
 
@@ -54,6 +57,7 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         num_adjacent_slices: int = 0,
         prediction_type: str = "epsilon",
         timestep_sampler: UniformTimestepSampler | None = None,
+        multiple: int = 1,
         fixed: bool = False,
         seed: int = 0,
     ) -> None:
@@ -68,6 +72,7 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         self.prediction_type = prediction_type
         count = scheduler.num_train_timesteps
         self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
+        self.multiple = multiple
         self.fixed = fixed
         self.seed = seed
 
@@ -83,7 +88,8 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         # the roles of a segmenter's batch exchanged: the label map is the condition, the image what is diffused
         exchanged = {"image": batchdata["label"], "label": batchdata["image"]}
         label, image = condition_and_label(exchanged, self.num_adjacent_slices, device, non_blocking)
-        clean = (2 * image.float() - 1).contiguous()
+        label, image = (pad_to_multiple(item, self.multiple)[0] for item in (label, image.float()))
+        clean = (2 * image - 1).contiguous()
         timesteps, weights, noise = self._fixed(clean) if self.fixed else self._drawn(clean)
         targets = {
             "target": self._target(clean, noise, timesteps),

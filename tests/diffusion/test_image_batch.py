@@ -67,6 +67,13 @@ def test_a_validation_is_always_the_same() -> None:
     assert counts.min() >= 7 and abs(first[1]["target"].std() - 1) < 0.1
 
 
+def test_whole_images_are_padded_to_what_the_network_takes() -> None:
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), multiple=8, fixed=True)
+    noisy, targets, (_, condition), _ = prepare(batch(2, 6, 9, 3))
+    assert noisy.shape == targets["clean"].shape == (6, 1, 8, 16) and condition.shape == (6, 2, 8, 16)
+    assert torch.equal(targets["clean"][:3, 0, 1:7, 3:12], (2 * batch(2, 6, 9, 3)["image"][0, 0] - 1).permute(2, 0, 1))
+
+
 def test_training_without_a_condition() -> None:
     _, _, (_, condition), _ = ImageDenoisingPrepareBatch(scheduler())(batch())
     assert condition.shape == (4, 0, 8, 8)
