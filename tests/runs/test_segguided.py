@@ -1,4 +1,4 @@
-"""The bundles that generate images, as typed: training, resuming, generating, evaluating, and training on the result."""
+"""The bundles that generate images, as typed: training, resuming, generating, evaluating, training on the result."""
 
 from __future__ import annotations
 
