@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
@@ -129,7 +130,7 @@ def copy_bundle(bundle: Path) -> Path:
     return copy
 
 
-def _network(bundle: Path, **override: int) -> torch.nn.Module:
+def _network(bundle: Path, **override: Any) -> torch.nn.Module:
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
     parser.update({"bundle_root": str(bundle), **override})
@@ -173,7 +174,7 @@ def check_torchscript(bundle: Path) -> list[str]:
     """Export as the zoo does; the exported module must also give what the network gives, both in single precision."""
     exported, weights = f"{bundle}/models/verify_model.ts", f"{bundle}/models/model.pt"
     traced = bundle.name in TRACED
-    override = {"num_inference_steps": 2} if traced else {}
+    override = {"num_inference_steps": 2, "amp": False} if traced else {}
     tracing = {"use_trace": True, "input_shape": [1, *_input_shape(bundle)], **override} if traced else {}
     ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **_inference_files(bundle), **tracing)
     if (bundle / "models" / "model.ts").exists():
