@@ -170,6 +170,8 @@ class SynthesisMetrics:
         if self.features is None or not self._features["real"]:
             return []
         generated, real = (torch.cat(self._features[kind]).double() for kind in ("generated", "real"))
+        if min(len(generated), len(real)) < 2:  # one picture has no distribution
+            return []
         scale = real.std(dim=0).clamp(min=1e-8)
         generated, real = generated / scale, real / scale
         rows, several = [], len(self._features["real"]) > 3  # a half needs two cases

@@ -148,6 +148,10 @@ def test_realistic_images_lie_nearer_to_real_ones(tmp_path: Path) -> None:
     assert "mean and deviation" in (tmp_path / "synthesis.html").read_text()
 
 
+def test_a_single_picture_has_no_distribution(tmp_path: Path) -> None:
+    assert "FID" not in scored(tmp_path, [painted(disc(), 0.05)], features=features)
+
+
 def test_copies_are_found(tmp_path: Path) -> None:
     training = [{"image": painted(disc(shift=i), 0.05, 100 + i), "label": disc(shift=i)} for i in range(8)]
     copies = scored(tmp_path, [training[i]["image"] for i in range(4)], training_data=training)
