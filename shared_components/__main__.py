@@ -98,7 +98,7 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
         output_dir: Folder to make.
         num_cases: At least 3.
         seed: Another seed gives other images.
-        kind: hippocampus, tumour (volumes), lesion, nuclei or lungs (pictures).
+        kind: hippocampus, organs, tumour (volumes), breast, lesion, nuclei or lungs (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
@@ -134,8 +134,62 @@ def import_checkpoint(bundle, source, output, *, allow_missing_projections=False
     sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections)}\n")
 
 
+@SetParseFn(str, "source", "output")
+def prepare_ct_organs(source, output):
+    """Make a folder for segguided_ct_organs of TotalSegmentator's data.
+
+    Args:
+        source: Folder of the subjects' folders.
+        output: Folder to make.
+    """
+    from shared_components.data.prepare_synthesis import prepare_ct_organs as run
+
+    sys.stdout.write(f"{run(source, output)}\n")
+
+
+@SetParseFn(str, "source", "output")
+@SetParseFn(_integer, "size", "axis")
+@SetParseFn(_number, "least_share")
+def prepare_breast_mri(source, output, *, size=256, axis=2, least_share=0.01):
+    """Cut labelled volumes into pictures for segguided_breast_mri.
+
+    Args:
+        source: Folder with imagesTr and labelsTr, a NIfTI volume a patient.
+        output: Folder to make.
+        size: Longest side of the pictures.
+        axis: Slicing axis of the volumes in RAS order.
+        least_share: Share of a slice that must be labelled.
+    """
+    from shared_components.data.prepare_synthesis import prepare_breast_mri as run
+
+    sys.stdout.write(f"{run(source, output, size, axis, least_share)}\n")
+
+
+@SetParseFn(str, "img_dir", "seg_dir", "output")
+def prepare_mask_types(img_dir, seg_dir, output):
+    """Merge the kinds of masks in the folders of the published segmentation-guided diffusion.
+
+    Args:
+        img_dir: Folder with train, val and test of images.
+        seg_dir: Folder with a folder of train, val and test for each kind of mask.
+        output: Folder to make.
+    """
+    from shared_components.data.prepare_synthesis import prepare_mask_types as run
+
+    sys.stdout.write(f"{run(img_dir, seg_dir, output)}\n")
+
+
 COMMANDS: dict[str, Callable] = {
-    function.__name__: function for function in (check_data, make_phantoms, export_bundle, import_checkpoint)
+    function.__name__: function
+    for function in (
+        check_data,
+        make_phantoms,
+        export_bundle,
+        import_checkpoint,
+        prepare_ct_organs,
+        prepare_breast_mri,
+        prepare_mask_types,
+    )
 }
 
 

@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
@@ -31,6 +32,9 @@ from monai.utils.module import locate
 # reason for an entry stands in the bundle's model card.
 SKIP_SHAPE: frozenset[str] = frozenset()
 SKIP_TORCHSCRIPT: frozenset[str] = frozenset()
+# Networks on MONAI's diffusion U-Net, which cannot be scripted: they are exported by tracing, which writes out every
+# reverse step, here two to be quick.
+TRACED: frozenset[str] = frozenset({"segguided_hippocampus", "segguided_ct_organs", "segguided_breast_mri"})
 
 REQUIRED_FILES = (
     "LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json",
@@ -126,10 +130,10 @@ def copy_bundle(bundle: Path) -> Path:
     return copy
 
 
-def _network(bundle: Path) -> torch.nn.Module:
+def _network(bundle: Path, **override: Any) -> torch.nn.Module:
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
-    parser["bundle_root"] = str(bundle)
+    parser.update({"bundle_root": str(bundle), **override})
     return parser.get_parsed_content("network_def")
 
 
@@ -169,10 +173,13 @@ def check_shape(bundle: Path) -> list[str]:
 def check_torchscript(bundle: Path) -> list[str]:
     """Export as the zoo does; the exported module must also give what the network gives, both in single precision."""
     exported, weights = f"{bundle}/models/verify_model.ts", f"{bundle}/models/model.pt"
-    ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **_inference_files(bundle))
+    traced = bundle.name in TRACED
+    override = {"num_inference_steps": 2, "amp": False} if traced else {}
+    tracing = {"use_trace": True, "input_shape": [1, *_input_shape(bundle)], **override} if traced else {}
+    ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **_inference_files(bundle), **tracing)
     if (bundle / "models" / "model.ts").exists():
         torch.jit.load(bundle / "models" / "model.ts")
-    network = _network(bundle)
+    network = _network(bundle, **override)
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.amp = False  # the exported network has no mixed precision
     image = torch.rand(1, *_input_shape(bundle), generator=torch.Generator().manual_seed(0))
