@@ -98,7 +98,7 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
         output_dir: Folder to make.
         num_cases: At least 3.
         seed: Another seed gives other images.
-        kind: hippocampus, tumour (volumes), lesion, nuclei or lungs (pictures).
+        kind: hippocampus, tumour (volumes), lesion, nuclei, lungs, fundus or octa (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
@@ -164,9 +164,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    lines = [
-        f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()
-    ]
+    lines = [f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()]
     return "\n".join(
         [f"usage: {_NAME} COMMAND --option value", "", *lines, "", "COMMAND --help tells its options.", ""]
     )
@@ -175,8 +173,7 @@ def _overview() -> str:
 def _command_help(name: str) -> str:
     parameters = inspect.signature(COMMANDS[name]).parameters.values()
     usage = [
-        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]"
-        for p in parameters
+        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]" for p in parameters
     ]
     return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{inspect.getdoc(COMMANDS[name])}\n"
 
@@ -195,18 +192,14 @@ def _check_options(name: str, options: list[str]) -> None:
             key = key.replace("-", "_")
             if key not in parameters:
                 known = ", ".join(f"--{parameter}" for parameter in parameters)
-                raise InputError(
-                    f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}"
-                )
+                raise InputError(f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}")
             given.append(key)
             awaiting = "" if equals else key
         elif awaiting:
             awaiting = ""
         else:
             num_positional += option != "--"
-    positional = [
-        p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given
-    ]
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
     if num_positional > len(positional):
         raise InputError(f"{name}: {num_positional} values without a name; write --option value")
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]

@@ -20,6 +20,7 @@ from shared_components.data import (
     phantoms_lungs,
     phantoms_nuclei,
     phantoms_tumour,
+    phantoms_vessels,
 )
 from shared_components.errors import InputError
 
@@ -66,9 +67,11 @@ KINDS = {
         "dataset.json",
         phantoms_hippocampus.describe,
     ),
+    "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
     "lesion": _pictures("lesion", phantoms_lesion.lesion_case, phantoms_lesion.FILES),
     "lungs": _pictures("lungs", phantoms_lungs.lungs_case, phantoms_lungs.FILES),
     "nuclei": _pictures("nuclei", phantoms_nuclei.nuclei_case, phantoms_nuclei.FILES),
+    "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
     "tumour": PhantomKind(phantoms_tumour.tumour_case, phantoms_tumour.FILES, "dataset.json", phantoms_tumour.describe),
 }
 
@@ -85,7 +88,8 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
         num_cases: at least 3, so that training, validation and test have a case each.
         seed: at least 0.
         kind: "hippocampus" (volumes in MSD layout), "lesion" and "nuclei" (colour pictures in ``images/`` with
-            ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), or "tumour"
+            ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), "fundus" and "octa"
+            (vessels of other patients in two modalities, colour and grey pictures laid out alike), or "tumour"
             (volumes of two channels in nnU-Net's raw layout).
 
     Returns:
@@ -139,8 +143,8 @@ def phantom_case(seed: int, index: int, kind: str = "hippocampus") -> tuple[np.n
     """Draw one phantom without writing it; the module of the kind says what is in it.
 
     Returns:
-        The case's arrays, images first: (image, label) for "hippocampus", (image, mask) for "lesion" and
-        "lungs", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for "tumour".
+        The case's arrays, images first: (image, label) for "hippocampus", (image, mask) for "lesion",
+        "lungs", "fundus" and "octa", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for "tumour".
     """
     return _kind(kind).draw(seed, index)
 

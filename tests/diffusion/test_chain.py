@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedules
 from shared_components.diffusion.reverse import ReverseProcess
-from shared_components.diffusion.sampling import (
+from shared_components.diffusion.chain import (
     forward_sample,
     jump_to_clean,
     reverse_step,
