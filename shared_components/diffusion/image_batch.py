@@ -1,0 +1,153 @@
+"""From a batch of images and label maps to what an image denoiser trains on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from monai.networks.schedulers.scheduler import Scheduler
+from torch import Tensor
+
+from shared_components.diffusion.mask_encoding import MaskEncoding, delete_classes, draw_ablation
+from shared_components.diffusion.noise import addressed_noise
+from shared_components.diffusion.prepare_batch import Device, condition_and_label
+from shared_components.diffusion.reverse import PREDICTION_TYPES
+from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
+from shared_components.errors import InputError
+
+_GOLDEN = 0.6180339887498949
+
+
+class ImageDenoisingPrepareBatch(PrepareBatch):
+    """Noise images and encode their label maps: training of segmentation-guided diffusion (Konz et al. 2024).
+
+    With MONAI's ``SupervisedTrainer`` and ``SimpleInferer`` the network is called as ``denoiser(noisy, timesteps,
+    condition)``, and `DenoisingLoss` compares. Volumes are cut into slices. Every image, a volume's every slice, loses
+    classes of its own (`draw_ablation`), drawn once, never noised; the published code draws once for a batch.
+
+    Timesteps, noise and ablation come from torch's global generators, so that they are drawn afresh at every call and
+    `EpochSeeder` makes them repeatable; or, for a validation, are ``fixed``: always the same for the same batch, with
+    timesteps spread evenly over the schedule and without ablation.
+
+    Args:
+        scheduler: MONAI scheduler with the training schedule.
+        mask_encoding: as in `DiffusionSynthesizer`; ``None`` trains without a condition.
+        ablation: probability that an image loses a class; 0.5 in the paper, 0 for none.
+        num_adjacent_slices: as in `DiffusionSynthesizer`.
+        prediction_type: what the denoiser predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+        timestep_sampler: draws the timesteps; all equally often when ``None``.
+        fixed: see above.
+        seed: of the fixed noise.
+
+    Raises:
+        InputError: an unknown prediction type or a probability outside 0..1.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        mask_encoding: MaskEncoding | None = None,
+        ablation: float = 0.0,
+        num_adjacent_slices: int = 0,
+        prediction_type: str = "epsilon",
+        timestep_sampler: UniformTimestepSampler | None = None,
+        fixed: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        draw_ablation(0, 1, ablation)
+        # a copy, because add_noise rounds the scheduler's table to the precision of the images
+        self.scheduler = copy.deepcopy(scheduler)
+        self.mask_encoding = mask_encoding
+        self.ablation = ablation
+        self.num_adjacent_slices = num_adjacent_slices
+        self.prediction_type = prediction_type
+        count = scheduler.num_train_timesteps
+        self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
+        self.fixed = fixed
+        self.seed = seed
+
+    def __call__(
+        self, batchdata: Mapping[str, Tensor], device: Device = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Any]]:
+        """Draw timesteps and noise for images (B, C, H, W[, D]) in [0, 1] and label maps (B, A, H, W[, D]).
+
+        Returns:
+            noisy (N, C, H, W); targets ``target`` and ``clean`` (N, C, H, W) in [-1, 1], ``timesteps`` (N,) int64 and
+            ``weights`` (N,); arguments (timesteps, condition (N, K, H, W)); no keyword arguments.
+        """
+        # the roles of a segmenter's batch exchanged: the label map is the condition, the image what is diffused
+        exchanged = {"image": batchdata["label"], "label": batchdata["image"]}
+        label, image = condition_and_label(exchanged, self.num_adjacent_slices, device, non_blocking)
+        clean = (2 * image.float() - 1).contiguous()
+        timesteps, weights, noise = self._fixed(clean) if self.fixed else self._drawn(clean)
+        targets = {
+            "target": self._target(clean, noise, timesteps),
+            "clean": clean,
+            "timesteps": timesteps,
+            "weights": weights,
+        }
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        return noisy, targets, (timesteps, self._condition(label)), {}
+
+    def _drawn(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        timesteps, weights = self.timestep_sampler.sample(len(clean), clean.device)
+        return timesteps, weights, torch.randn_like(clean)
+
+    def _fixed(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.arange(len(clean), device=clean.device)
+        share = (index.double() * _GOLDEN + 0.5) % 1  # evenly spread, however many there are
+        timesteps = (share * self.scheduler.num_train_timesteps).long()
+        noise = addressed_noise(self.seed, 0, torch.zeros_like(index), index, *clean.shape[1:])
+        return timesteps, torch.ones(len(clean), device=clean.device), noise
+
+    def _condition(self, label: Tensor) -> Tensor:
+        if self.mask_encoding is None:
+            return label[:, :0]
+        if self.ablation > 0 and not self.fixed:
+            values = self.mask_encoding.label_values
+            label = delete_classes(label, draw_ablation(len(label), len(values), self.ablation), values)
+        return self.mask_encoding(label)
+
+    def _target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(clean, noise, timesteps)
+        return clean if self.prediction_type == "sample" else noise
+
+
+def explained_share(output: Mapping[str, Any]) -> float:
+    """Return which share of a target's mean square a prediction explains, for an evaluator's key metric.
+
+    1 - mean (prediction - target)^2 / mean target^2: 1 for a perfect denoiser, 0 for one that predicts 0.
+
+    Args:
+        output: of an evaluator: ``pred`` (N, C or more, *spatial) and the targets of `ImageDenoisingPrepareBatch` as
+            ``label``.
+    """
+    target = output["label"]["target"].float()
+    error = output["pred"][:, : target.shape[1]].float() - target
+    return float(1 - error.square().mean() / target.square().mean())
+
+
+class SynthesisPrepareBatch(PrepareBatch):
+    """Give a `DiffusionSynthesizer` its label maps and seeds, and for the evaluation the real images.
+
+    Args:
+        seed: of items without an own ``seed`` in the batch.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(
+        self, batchdata: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor], dict[str, Any]]:
+        """Return label maps (B, A, *spatial), images (B, C, *spatial) if there are some, (seeds (B,),), no keywords."""
+        label = batchdata["label"].to(device, non_blocking=non_blocking)
+        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed)))
+        image = batchdata.get("image")
+        return label, None if image is None else image.to(device, non_blocking=non_blocking), (seeds.to(device),), {}

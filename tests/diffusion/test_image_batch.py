@@ -1,0 +1,108 @@
+"""What an image denoiser trains on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler
+
+from shared_components.diffusion.hybrid_loss import DenoisingLoss, HybridLoss
+from shared_components.diffusion.image_batch import ImageDenoisingPrepareBatch, SynthesisPrepareBatch, explained_share
+from shared_components.diffusion.mask_encoding import MaskEncoding
+from shared_components.errors import InputError
+from shared_components.networks.monai_denoiser import MONAIDenoiser
+
+
+def scheduler() -> DDPMScheduler:
+    return DDPMScheduler(num_train_timesteps=1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
+
+
+def batch(count: int = 4, *spatial: int) -> dict[str, torch.Tensor]:
+    spatial = spatial or (8, 8)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.rand(count, 1, *spatial, generator=generator),
+        "label": torch.randint(3, (count, 1, *spatial), generator=generator).float(),
+    }
+
+
+def test_images_are_noised_to_their_timesteps_and_labels_encoded() -> None:
+    data = batch(64)
+    torch.manual_seed(0)
+    noisy, targets, (timesteps, condition), _ = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]))(data)
+    assert torch.equal(targets["clean"], 2 * data["image"] - 1)
+    level = scheduler().alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    assert torch.allclose(noisy, level.sqrt() * targets["clean"] + (1 - level).sqrt() * targets["target"], atol=1e-6)
+    assert torch.equal(condition, MaskEncoding([1, 2])(data["label"]))
+    assert 0 <= timesteps.min() < 100 and 900 < timesteps.max() <= 999
+
+
+def test_every_image_loses_classes_of_its_own() -> None:
+    label = torch.tensor([1.0, 2.0]).expand(64, 1, 8, 2)
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), ablation=0.5)
+    torch.manual_seed(0)
+    condition = prepare({"image": torch.zeros(64, 1, 8, 2), "label": label})[2][1]
+    kept = condition.amax(dim=(2, 3))
+    assert len({tuple(row) for row in kept.tolist()}) == 4
+    assert torch.allclose(kept.mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.2)
+    torch.manual_seed(0)
+    assert torch.equal(prepare({"image": torch.zeros(64, 1, 8, 2), "label": label})[2][1], condition)
+
+
+def test_a_slice_and_its_neighbours_lose_the_same_classes() -> None:
+    label = torch.tensor([1.0, 2.0]).reshape(1, 1, 1, 2, 1).expand(8, 1, 4, 2, 5)
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), ablation=0.5, num_adjacent_slices=1)
+    noisy, _, (_, condition), _ = prepare({"image": torch.zeros(8, 1, 4, 2, 5), "label": label})
+    assert noisy.shape == (24, 1, 4, 2) and condition.shape == (24, 6, 4, 2)
+    kept = condition.amax(dim=(2, 3)).unflatten(1, (3, 2))
+    assert torch.equal(kept[:, 0], kept[:, 1]) and torch.equal(kept[:, 0], kept[:, 2])
+    assert len({tuple(row) for row in kept[:3, 0].tolist()} | {tuple(row) for row in kept[:, 0].tolist()}) > 1
+
+
+def test_a_validation_is_always_the_same() -> None:
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), ablation=0.5, fixed=True, seed=3)
+    first, again = prepare(batch(32)), prepare(batch(32))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[2][1], MaskEncoding([1, 2])(batch(32)["label"]))
+    counts = torch.histc(first[2][0].float(), 4, 0, 1000)
+    assert counts.min() >= 7 and abs(first[1]["target"].std() - 1) < 0.1
+
+
+def test_training_without_a_condition() -> None:
+    _, _, (_, condition), _ = ImageDenoisingPrepareBatch(scheduler())(batch())
+    assert condition.shape == (4, 0, 8, 8)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_other_targets(prediction_type: str) -> None:
+    prepare = ImageDenoisingPrepareBatch(scheduler(), prediction_type=prediction_type)
+    noisy, targets, (timesteps, _), _ = prepare(batch())
+    level = scheduler().alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    clean = targets["target"]
+    if prediction_type == "v_prediction":
+        clean = level.sqrt() * noisy - (1 - level).sqrt() * targets["target"]
+    assert torch.allclose(clean, targets["clean"], atol=1e-4)
+
+
+def test_a_new_network_has_the_loss_of_the_noise_and_explains_nothing() -> None:
+    noisy, targets, arguments, _ = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), fixed=True)(batch(64))
+    output = MONAIDenoiser(1, 2, (8, 8), 1, (False, False), norm_num_groups=8)(noisy, *arguments)
+    loss = DenoisingLoss(HybridLoss(scheduler(), learned_variance=False))(output, targets)
+    assert torch.allclose(loss, targets["target"].square().mean())
+    assert explained_share({"pred": output, "label": targets}) == pytest.approx(0)
+    assert explained_share({"pred": targets["target"], "label": targets}) == 1
+
+
+def test_a_synthesizer_gets_maps_seeds_and_images() -> None:
+    data = {**batch(), "seed": torch.tensor([5, 6, 7, 8])}
+    label, image, (seeds,), keywords = SynthesisPrepareBatch()(data)
+    assert torch.equal(label, data["label"]) and torch.equal(image, data["image"]) and keywords == {}
+    assert seeds.tolist() == [5, 6, 7, 8]
+    _, image, (seeds,), _ = SynthesisPrepareBatch(seed=9)({"label": data["label"]})
+    assert image is None and seeds.tolist() == [9] * 4
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(InputError, match="prediction_type must be one of"):
+        ImageDenoisingPrepareBatch(scheduler(), prediction_type="noise")
+    with pytest.raises(InputError, match="ablation must be a probability"):
+        ImageDenoisingPrepareBatch(scheduler(), ablation=-0.5)
