@@ -68,8 +68,8 @@ class VesselContrastd(MapTransform):
             )
         if clip_limit < 0 or not 0 <= lower < upper <= 100 or not 0 <= field_threshold < 1:
             raise InputError(
-                f"clip_limit {clip_limit}, percentiles {lower} and {upper}, field_threshold {field_threshold}: expected "
-                "at least 0, two percentiles in order, and a share below 1"
+                f"clip_limit {clip_limit}, percentiles {lower} and {upper}, field_threshold {field_threshold}: "
+                "expected at least 0, two percentiles in order, and a share below 1"
             )
         self.vessel_polarity = vessel_polarity
         self.clip_limit = clip_limit

@@ -10,7 +10,6 @@ from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
 
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedules
-from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.chain import (
     forward_sample,
     jump_to_clean,
@@ -21,6 +20,7 @@ from shared_components.diffusion.chain import (
     snapshots,
     to_bytes,
 )
+from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.errors import InputError
 from tests.networks.adaptdiff_oracles import ramps
 
