@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shared_components.data.cases import find_cases
-from shared_components.data.datalists import datalist, inference_cases
+from shared_components.data.datalists import inference_cases
 from shared_components.data.files import image_stem
 from shared_components.data.split import sections
 from shared_components.errors import InputError
@@ -106,13 +106,13 @@ def pseudo_labelled(
 
     Labels are hard, 0 or 1, as in the published AdaptDiff: the more probable class. They are computed once for whole
     images, in evaluation mode and without gradients, and kept as ``<output_dir>/<image>.png`` (8 bits, 0 or 255) on the
-    image's own grid; if the same weights and settings made what is there, it is used.
+    grid that the preprocessing leaves; if the same weights and settings made what is there, it is used.
 
     Args:
         items: of `target_images`.
         network: (1, K, W, H) to class probabilities (1, 2, W, H) of any size; its weights are loaded here.
         weights: file of its state dict.
-        preprocessing: of an item with "image"; must keep the image's grid.
+        preprocessing: of an item with "image".
         output_dir: where the labels lie.
         statistics: of the batch normalisations: ``source``, as trained, or ``target`` (`adapt_statistics`).
         device: to run on.
@@ -124,7 +124,7 @@ def pseudo_labelled(
     if statistics not in STATISTICS:
         raise InputError(f"pseudo_label_statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
     folder = Path(output_dir)
-    labels = [folder / f"{image_stem(Path(_first(item['image'])))}.png" for item in items]
+    labels = [folder / f"{image_stem(Path(_first(item['image'])).name)}.png" for item in items]
     if len(set(labels)) < len(labels):
         raise InputError(f"{_first(items[0]['image'])}: two images have one name; give every image a name of its own")
     listed = [{**item, "label": str(label)} for item, label in zip(items, labels)]
@@ -221,12 +221,3 @@ class _replaced:
             os.replace(self.temporary, self.folder)
         else:
             shutil.rmtree(self.temporary, ignore_errors=True)
-
-
-def labelled_or_pseudo(
-    dataset_dir: str | os.PathLike, section: str, true_labels: bool, make: Callable[[list], list], **options: Any
-) -> list[dict[str, Any]]:
-    """Return the true labels of a section, for the study of label noise, or what ``make`` labels of its images."""
-    if true_labels:
-        return datalist(dataset_dir, section, options.get("labels"), options.get("skip_bad", False), 3, spatial_dims=2)
-    return make(target_images(dataset_dir, section, options.get("skip_bad", False)))
