@@ -26,7 +26,8 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
     The bundle holds one overlay configuration for each published form (``configs/paper*.json``), with which the
     ``network_def`` of ``inference.json``, or of ``generate.json``, has a ``denoiser`` (a segmenter: a ``network``)
     of that form. The overlay is found by the checkpoint's tensors; what is written is the state dict of its
-    ``network_def``, noise schedule included, so the weights will not load with another overlay. Nothing in the file is run, and the output is complete or absent.
+    ``network_def``, noise schedule included, so the weights will not load with another overlay. Nothing in the
+    file is run, and the output is complete or absent.
 
     Moving averages are imported as raw weights are. In those of MedSegDiff the statistics of the batch
     normalisations are the raw network's: its published code averages parameters alone.

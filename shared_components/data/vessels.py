@@ -117,7 +117,7 @@ def field_of_view(grey: np.ndarray, threshold: float = 0.08) -> np.ndarray:
         threshold: share of the brightest value below which a pixel is black; black regions that do not reach the
             border are inside.
     """
-    bright = grey > threshold * grey.max()
+    bright = grey >= threshold * grey.max()
     parts = label(bright, connectivity=1)
     if parts.max() == 0:
         return np.ones_like(bright)
