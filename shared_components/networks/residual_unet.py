@@ -38,7 +38,8 @@ class ResidualUNet(nn.Module):
 
     With the default widths and ``final_relu`` it is the network of the published AdaptDiff, 743,150 parameters. There
     the last block ends in a ReLU as all others do, so that its logits are never negative; here that is an option, off
-    unless published weights are to be used.
+    unless published weights are to be used. Convolutions start with weights of variance 1 / fan-in and without bias;
+    published is torch's own default, whose signal fades from layer to layer.
 
     Args:
         in_channels: channels of the image.
@@ -71,6 +72,10 @@ class ResidualUNet(nn.Module):
             ResidualConvBlock(2 * a, b, final_relu or i + 1 < len(widths))
             for i, (a, b) in enumerate(zip(reversed(widths), outputs))
         )
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+                nn.init.zeros_(layer.bias)
 
     def encode(self, image: Tensor) -> Tuple[Tensor, List[Tensor]]:
         """Return the bottleneck (B, channels[-1], H / 2^n, W / 2^n) and the skip connections, finest first.
