@@ -67,12 +67,12 @@ KINDS = {
         "dataset.json",
         phantoms_hippocampus.describe,
     ),
-    "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
     "lesion": _pictures("lesion", phantoms_lesion.lesion_case, phantoms_lesion.FILES),
     "lungs": _pictures("lungs", phantoms_lungs.lungs_case, phantoms_lungs.FILES),
     "nuclei": _pictures("nuclei", phantoms_nuclei.nuclei_case, phantoms_nuclei.FILES),
-    "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
     "tumour": PhantomKind(phantoms_tumour.tumour_case, phantoms_tumour.FILES, "dataset.json", phantoms_tumour.describe),
+    "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
+    "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
 }
 
 
