@@ -124,12 +124,6 @@ def field_of_view(grey: np.ndarray, threshold: float = 0.08) -> np.ndarray:
     return binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
 
 
-def rescaled(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Map the smallest value to ``low`` and the largest to ``high``; a constant becomes 0 whatever the range."""
-    span = values.max() - values.min()
-    return np.zeros_like(values, float) if span == 0 else low + (high - low) * (values - values.min()) / span
-
-
 class MatchHistogramd(MapTransform):
     """Give images the grey values of a template, ``skimage.exposure.match_histograms``, channel by channel.
 
