@@ -48,10 +48,14 @@ SWEEPS = "sweeps"
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     known = [*ROWS, SWEEPS]
     parser.add_argument("--rows", default=",".join(known), help="which of them, separated by commas")
-    parser.add_argument("--weights", type=Path, help="trained weights; random ones without, and no Dice gate passes")
+    parser.add_argument(
+        "--weights", type=Path, help="trained weights; random ones without, and no Dice gate passes"
+    )
     parser.add_argument("--dataset_dir", type=Path, help="data set in MSD layout; phantoms without")
     parser.add_argument("--output", type=Path, required=True, help="folder of results.json and results.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -59,7 +63,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--volumes", type=int, default=2, help="test volumes in a timing of inference")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile as well, which takes minutes")
+    parser.add_argument(
+        "--compile", action="store_true", help="measure torch.compile as well, which takes minutes"
+    )
     chosen = parser.parse_args(argv)
     chosen.rows = [name for name in chosen.rows.split(",") if name]
     unknown = [name for name in chosen.rows if name not in known]
@@ -67,7 +73,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--rows {','.join(unknown)}: no such row; known are {', '.join(known)}")
     for name in ("weights", "dataset_dir"):
         if getattr(chosen, name) is not None and not getattr(chosen, name).exists():
-            raise InputError(f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without")
+            raise InputError(
+                f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without"
+            )
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device; its rows stay 'not run'")
     if chosen.pairs < 1 or chosen.volumes < 1 or chosen.threads < 1:

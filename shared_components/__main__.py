@@ -98,7 +98,7 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
         output_dir: Folder to make.
         num_cases: At least 3.
         seed: Another seed gives other images.
-        kind: hippocampus, tumour (volumes), lesion, nuclei, lungs, fundus or octa (pictures).
+        kind: hippocampus, organs, tumour (volumes), breast, fundus, lesion, lungs, nuclei or octa (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
@@ -132,6 +132,51 @@ def import_checkpoint(bundle, source, output, *, allow_missing_projections=False
     from shared_components.bundle_tools.import_checkpoint import import_checkpoint as run
 
     sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections)}\n")
+
+
+@SetParseFn(str, "source", "output")
+def prepare_ct_organs(source, output):
+    """Make a folder for segguided_ct_organs of TotalSegmentator's data.
+
+    Args:
+        source: Folder of the subjects' folders.
+        output: Folder to make.
+    """
+    from shared_components.data.prepare_synthesis import prepare_ct_organs as run
+
+    sys.stdout.write(f"{run(source, output)}\n")
+
+
+@SetParseFn(str, "source", "output")
+@SetParseFn(_integer, "size", "axis")
+@SetParseFn(_number, "least_share")
+def prepare_breast_mri(source, output, *, size=256, axis=2, least_share=0.01):
+    """Cut labelled volumes into pictures for segguided_breast_mri.
+
+    Args:
+        source: Folder with imagesTr and labelsTr, a NIfTI volume a patient.
+        output: Folder to make.
+        size: Longest side of the pictures.
+        axis: Slicing axis of the volumes in RAS order.
+        least_share: Share of a slice that must be labelled.
+    """
+    from shared_components.data.prepare_synthesis import prepare_breast_mri as run
+
+    sys.stdout.write(f"{run(source, output, size, axis, least_share)}\n")
+
+
+@SetParseFn(str, "img_dir", "seg_dir", "output")
+def prepare_mask_types(img_dir, seg_dir, output):
+    """Merge the kinds of masks in the folders of the published segmentation-guided diffusion.
+
+    Args:
+        img_dir: Folder with train, val and test of images.
+        seg_dir: Folder with a folder of train, val and test for each kind of mask.
+        output: Folder to make.
+    """
+    from shared_components.data.prepare_synthesis import prepare_mask_types as run
+
+    sys.stdout.write(f"{run(img_dir, seg_dir, output)}\n")
 
 
 @SetParseFn(str, "source", "output_dir")
@@ -210,7 +255,17 @@ def run_stages(
 
 COMMANDS: dict[str, Callable] = {
     function.__name__: function
-    for function in (check_data, make_phantoms, export_bundle, import_checkpoint, import_pickle, run_stages)
+    for function in (
+        check_data,
+        make_phantoms,
+        export_bundle,
+        import_checkpoint,
+        prepare_ct_organs,
+        prepare_breast_mri,
+        prepare_mask_types,
+        import_pickle,
+        run_stages,
+    )
 }
 
 
@@ -239,7 +294,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines = [
+        f"  {name:<18} {inspect.getdoc(function).splitlines()[0]}" for name, function in COMMANDS.items()
+    ]
     return "\n".join(
         [f"usage: {_NAME} COMMAND --option value", "", *lines, "", "COMMAND --help tells its options.", ""]
     )
@@ -248,7 +305,8 @@ def _overview() -> str:
 def _command_help(name: str) -> str:
     parameters = inspect.signature(COMMANDS[name]).parameters.values()
     usage = [
-        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]" for p in parameters
+        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]"
+        for p in parameters
     ]
     return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{inspect.getdoc(COMMANDS[name])}\n"
 
@@ -267,14 +325,18 @@ def _check_options(name: str, options: list[str]) -> None:
             key = key.replace("-", "_")
             if key not in parameters:
                 known = ", ".join(f"--{parameter}" for parameter in parameters)
-                raise InputError(f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}")
+                raise InputError(
+                    f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}"
+                )
             given.append(key)
             awaiting = "" if equals else key
         elif awaiting:
             awaiting = ""
         else:
             num_positional += option != "--"
-    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+    positional = [
+        p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given
+    ]
     if num_positional > len(positional):
         raise InputError(f"{name}: {num_positional} values without a name; write --option value")
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]

@@ -12,7 +12,15 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from shared_components.bundle_tools.export import find_bundle
-from shared_components.bundle_tools.published_names import PUBLISHED_FORMS, Comparison, compare, convert, published_part
+from shared_components.bundle_tools.published_names import (
+    PUBLISHED_FORMS,
+    Comparison,
+    compare,
+    convert,
+    find_form,
+    published_part,
+)
+from shared_components.data.files import read_json_object
 from shared_components.errors import InputError
 
 SEED = 0
@@ -34,7 +42,9 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
 
     Args:
         bundle: a bundle folder, or the name of a folder in ``bundles/``.
-        source: the published file: a flat state dict, names with or without ``module.``.
+        source: the published file: a flat state dict, names with or without ``module.``, saved by torch or as
+            ``.safetensors``; or the folder that holds one ``.safetensors`` file. A ``config.json`` beside it is
+            compared with the network in what tensors do not show.
         output: the file to write; it must not exist.
         allow_missing_projections: write weights for a network with tensors that files of the source's revision
             cannot hold, such as projections of MedSegDiff V1 that its published code neither trains nor saves.
@@ -51,8 +61,10 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
     folder, target = find_bundle(bundle), Path(output).expanduser()
     if os.path.lexists(target):
         raise InputError(f"{target}: exists; remove it or name another output")
-    tensors = read_tensors(Path(source).expanduser())
+    file = _weights_file(Path(source).expanduser())
+    tensors = read_tensors(file)
     base, overlay, network, unsaved = _find_network(folder, source, tensors)
+    _check_config(file, published_part(network))
     new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
     if unsaved and not allow_missing_projections:
         raise InputError(
@@ -78,6 +90,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the published checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -94,6 +108,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if strangers:
         raise InputError(f"{path}: expected a state dict, but these are no tensors: {', '.join(strangers)}")
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(f"{path}: reading it needs safetensors; pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); download it again") from error
+
+
+def _weights_file(source: Path) -> Path:
+    """Return the file, or the only safetensors file of a folder."""
+    if not source.is_dir():
+        return source
+    found = sorted(source.glob("*.safetensors"))
+    if len(found) != 1:
+        raise InputError(f"{source}: {len(found)} .safetensors files, expected one; name the file")
+    return found[0]
+
+
+def _check_config(file: Path, denoiser: nn.Module) -> None:
+    form, config = find_form(denoiser), file.with_name("config.json")
+    if form.check_config is not None and config.is_file():
+        form.check_config(read_json_object(config), denoiser, str(config))
 
 
 def _find_network(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from shared_components.bundle_tools import published_adaptdiff, published_cdal, published_medsegdiff
+from shared_components.bundle_tools import (
+    published_adaptdiff,
+    published_cdal,
+    published_diffusers,
+    published_medsegdiff,
+)
 from shared_components.errors import InputError
 
 
@@ -22,6 +28,7 @@ class PublishedForm:
         never_saved: beginnings of our names of the tensors that the published code uses but saves in no file.
         saved_later: beginnings of the published names of tensors that early revisions of the code do not save; a file
             has all of them or none.
+        check_config: (content, network, file name) sees that a ``config.json`` beside the file describes the network.
     """
 
     title: str
@@ -29,6 +36,7 @@ class PublishedForm:
     is_transposed: Callable[[str], bool] = lambda _: False
     never_saved: tuple[str, ...] = ()
     saved_later: tuple[str, ...] = ()
+    check_config: Callable[[Mapping[str, Any], nn.Module, str], None] | None = None
 
     def to_our_layout(self, tensor: Tensor, published: str) -> Tensor:
         """Transpose a published matrix that needs it; the same step leads back."""
@@ -39,6 +47,11 @@ class PublishedForm:
 PUBLISHED_FORMS = {
     "CDALGenerator": PublishedForm(
         "cDAL generator", published_cdal.cdal_generator_names, published_cdal.is_attention_map
+    ),
+    "MONAIDenoiser": PublishedForm(
+        "segmentation-guided diffusion (diffusers.UNet2DModel)",
+        published_diffusers.unet_names,
+        check_config=published_diffusers.check_config,
     ),
     "MedSegDiffV1": PublishedForm(
         "MedSegDiff V1",

@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from shared_components.data import (
+    phantoms_breast,
     phantoms_hippocampus,
     phantoms_lesion,
     phantoms_lungs,
     phantoms_nuclei,
+    phantoms_organs,
     phantoms_tumour,
     phantoms_vessels,
 )
@@ -61,6 +63,7 @@ def _pictures(name: str, draw: Callable[[int, int], tuple[np.ndarray, ...]], fil
 
 
 KINDS = {
+    "breast": _pictures("breast", phantoms_breast.breast_case, phantoms_breast.FILES),
     "hippocampus": PhantomKind(
         phantoms_hippocampus.hippocampus_case,
         phantoms_hippocampus.FILES,
@@ -70,6 +73,7 @@ KINDS = {
     "lesion": _pictures("lesion", phantoms_lesion.lesion_case, phantoms_lesion.FILES),
     "lungs": _pictures("lungs", phantoms_lungs.lungs_case, phantoms_lungs.FILES),
     "nuclei": _pictures("nuclei", phantoms_nuclei.nuclei_case, phantoms_nuclei.FILES),
+    "organs": PhantomKind(phantoms_organs.organs_case, phantoms_organs.FILES, "dataset.json", phantoms_organs.describe),
     "tumour": PhantomKind(phantoms_tumour.tumour_case, phantoms_tumour.FILES, "dataset.json", phantoms_tumour.describe),
     "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
     "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
@@ -88,9 +92,10 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
         num_cases: at least 3, so that training, validation and test have a case each.
         seed: at least 0.
         kind: "hippocampus" (volumes in MSD layout), "lesion" and "nuclei" (colour pictures in ``images/`` with
-            ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), "fundus" and "octa"
-            (vessels of other patients in two modalities, colour and grey pictures laid out alike), or "tumour"
-            (volumes of two channels in nnU-Net's raw layout).
+            ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), "breast"
+            (likewise, with label maps of three classes), "fundus" and "octa" (vessels of other patients in two
+            modalities, colour and grey pictures laid out alike), "organs" (volumes of five classes in MSD layout),
+            or "tumour" (volumes of two channels in nnU-Net's raw layout).
 
     Returns:
         The folder.
@@ -143,8 +148,9 @@ def phantom_case(seed: int, index: int, kind: str = "hippocampus") -> tuple[np.n
     """Draw one phantom without writing it; the module of the kind says what is in it.
 
     Returns:
-        The case's arrays, images first: (image, label) for "hippocampus", (image, mask) for "lesion",
-        "lungs", "fundus" and "octa", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for "tumour".
+        The case's arrays, images first: (image, label) for "breast", "hippocampus" and "organs", (image, mask) for
+        "lesion", "lungs", "fundus" and "octa", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for
+        "tumour".
     """
     return _kind(kind).draw(seed, index)
 

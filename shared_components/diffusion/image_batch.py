@@ -15,6 +15,7 @@ from shared_components.diffusion.mask_encoding import MaskEncoding, delete_class
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.prepare_batch import Device, condition_and_label
 from shared_components.diffusion.reverse import PREDICTION_TYPES
+from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 from shared_components.errors import InputError
 
@@ -39,6 +40,8 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         num_adjacent_slices: as in `DiffusionSynthesizer`.
         prediction_type: what the denoiser predicts: ``epsilon``, ``sample`` or ``v_prediction``.
         timestep_sampler: draws the timesteps; all equally often when ``None``.
+        multiple: sizes of the slices are padded to multiples of it by repeating the border, as the synthesizer does it
+            by itself; the denoiser's ``downsampling``, where images are not crops of a fitting size.
         fixed: see above.
         seed: of the fixed noise.
 
@@ -54,6 +57,7 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         num_adjacent_slices: int = 0,
         prediction_type: str = "epsilon",
         timestep_sampler: UniformTimestepSampler | None = None,
+        multiple: int = 1,
         fixed: bool = False,
         seed: int = 0,
     ) -> None:
@@ -68,6 +72,7 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         self.prediction_type = prediction_type
         count = scheduler.num_train_timesteps
         self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
+        self.multiple = multiple
         self.fixed = fixed
         self.seed = seed
 
@@ -83,7 +88,8 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         # the roles of a segmenter's batch exchanged: the label map is the condition, the image what is diffused
         exchanged = {"image": batchdata["label"], "label": batchdata["image"]}
         label, image = condition_and_label(exchanged, self.num_adjacent_slices, device, non_blocking)
-        clean = (2 * image.float() - 1).contiguous()
+        label, image = (pad_to_multiple(item, self.multiple)[0] for item in (label, image.float()))
+        clean = (2 * image - 1).contiguous()
         timesteps, weights, noise = self._fixed(clean) if self.fixed else self._drawn(clean)
         targets = {
             "target": self._target(clean, noise, timesteps),
@@ -134,20 +140,29 @@ def explained_share(output: Mapping[str, Any]) -> float:
 
 
 class SynthesisPrepareBatch(PrepareBatch):
-    """Give a `DiffusionSynthesizer` its label maps and seeds, and for the evaluation the real images.
+    """Give a `DiffusionSynthesizer` its label maps and seeds, and what the images are to be compared with.
+
+    MONAI's evaluators call the first ``image`` and the second ``label``, whatever they are called in the batch.
 
     Args:
+        map_key: of the label maps.
+        target_key: of the real images, or of whatever else is to be kept as ``label``; it may be missing.
+        source_key: of the real images to start from, if there are some.
         seed: of items without an own ``seed`` in the batch.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(
+        self, map_key: str = "image", target_key: str = "label", source_key: str = "source", seed: int = 0
+    ) -> None:
+        self.map_key, self.target_key, self.source_key = map_key, target_key, source_key
         self.seed = seed
 
     def __call__(
         self, batchdata: Mapping[str, Any], device: Device = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor], dict[str, Any]]:
-        """Return label maps (B, A, *spatial), images (B, C, *spatial) if there are some, (seeds (B,),), no keywords."""
-        label = batchdata["label"].to(device, non_blocking=non_blocking)
-        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed)))
-        image = batchdata.get("image")
-        return label, None if image is None else image.to(device, non_blocking=non_blocking), (seeds.to(device),), {}
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], dict[str, Any]]:
+        """Return label maps (B, A, *spatial), targets, arguments (seeds (B,)[, sources (B, C, *spatial)])."""
+        label = batchdata[self.map_key].to(device, non_blocking=non_blocking)
+        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed))).to(device)
+        others = [batchdata.get(key) for key in (self.target_key, self.source_key)]
+        target, source = (None if item is None else item.to(device, non_blocking=non_blocking) for item in others)
+        return label, target, (seeds,) if source is None else (seeds, source), {}

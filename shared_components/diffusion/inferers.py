@@ -12,6 +12,7 @@ from monai.utils import unsqueeze_right
 from torch import Tensor, nn
 
 from shared_components.diffusion.reverse import ReverseProcess
+from shared_components.errors import InputError
 
 
 class SamplingInferer(SimpleInferer):
@@ -92,3 +93,49 @@ class RecyclingInferer(SimpleInferer):
         recycled = self.scheduler.add_noise(clean, torch.randn_like(clean), timesteps)
         chosen = torch.rand(len(inputs), device=inputs.device) < self.share
         return torch.where(unsqueeze_right(chosen, inputs.ndim), recycled, inputs)
+
+
+class SynthesisInferer(SimpleInferer):
+    """Generate images by a `DiffusionSynthesizer`, from noise or, where there are real images, from those.
+
+    Args:
+        mode: ``generate`` and ``remove_classes`` generate from noise, ``translate`` and ``interpolate`` from real
+            images (`DiffusionSynthesizer.translate`, `DiffusionSynthesizer.interpolate`).
+        strength: of ``translate``.
+        similarity: of ``interpolate``.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+
+    MODES = ("generate", "remove_classes", "translate", "interpolate")
+
+    def __init__(self, mode: str = "generate", strength: float = 0.5, similarity: float = 0.5) -> None:
+        super().__init__()
+        if mode not in self.MODES:
+            raise InputError(f"mode must be one of {', '.join(self.MODES)}, not {mode!r}")
+        self.mode = mode
+        self.strength = strength
+        self.similarity = similarity
+
+    def __call__(
+        self, inputs: Tensor, network: nn.Module, seeds: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """Return the images (B, C, *spatial) in [0, 1].
+
+        Args:
+            inputs: label maps (B, A, *spatial).
+            network: `DiffusionSynthesizer`.
+            seeds: (B,).
+            source: real images (B, C, *spatial) in [0, 1].
+
+        Raises:
+            InputError: the mode needs real images and there are none; others are `DiffusionSynthesizer`'s.
+        """
+        if self.mode in ("generate", "remove_classes"):
+            return network(inputs, seeds)
+        if source is None:
+            raise InputError(f"mode {self.mode} needs the real images of the label maps; give a dataset_dir with both")
+        if self.mode == "translate":
+            return network.translate(inputs, source, self.strength, seeds)
+        return network.interpolate(inputs, source, self.similarity, seeds)

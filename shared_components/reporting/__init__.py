@@ -5,6 +5,8 @@ from shared_components.reporting.instances import InstanceScores, add_instances
 from shared_components.reporting.metrics import score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
 from shared_components.reporting.report import Picture, write_report
+from shared_components.reporting.synthesis_metrics import SynthesisMetrics
+from shared_components.reporting.synthetic_set import SynthesisPreview, SyntheticSet
 from shared_components.reporting.training_report import TrainingReportHandler
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "Picture",
     "ReportHandler",
     "SaveOverlays",
+    "SynthesisMetrics",
+    "SynthesisPreview",
+    "SyntheticSet",
     "TrainingReportHandler",
     "add_instances",
     "encode_png",

@@ -165,8 +165,25 @@ def test_a_set_is_not_taken_for_another(kind, sets):
     assert make_phantoms(sets[kind], 4, 1, kind) == sets[kind] and digests(sets[kind]) == before
 
 
+def test_organs_have_the_values_of_ct_and_all_classes():
+    for index in range(3):
+        image, label = phantom_case(0, index, "organs")
+        assert image.dtype == np.int16 and image.min() < -900 and set(np.unique(label)) == set(range(6))
+        medians = [np.median(image[label == value]) for value in range(1, 6)]
+        assert 60 < medians[0] < medians[2] < medians[3] < medians[4] and medians[4] > 350
+        assert (label == 1)[:32].sum() > 3 * (label == 1)[32:].sum()  # the liver is on the right
+
+
+def test_breasts_hold_vessels_and_fibroglandular_tissue():
+    for index in range(3):
+        image, label = phantom_case(0, index, "breast")
+        assert image.shape == label.shape == (64, 64) and set(np.unique(label)) == {0, 1, 2, 3}
+        dark, fat, bright = (np.median(image[label == value]) for value in (3, 1, 2))
+        assert dark < 0.8 * fat < 0.8 * 0.8 * bright / 0.8
+
+
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(InputError, match="kind 'kidney'.*hippocampus, lesion, lungs, nuclei, tumour"):
+    with pytest.raises(InputError, match="kind 'kidney'.*hippocampus, lesion, lungs, nuclei, organs, tumour"):
         make_phantoms(tmp_path / "set", kind="kidney")
     with pytest.raises(InputError, match="kind 'kidney'"):
         phantom_case(0, 0, "kidney")

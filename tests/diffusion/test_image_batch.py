@@ -67,6 +67,13 @@ def test_a_validation_is_always_the_same() -> None:
     assert counts.min() >= 7 and abs(first[1]["target"].std() - 1) < 0.1
 
 
+def test_whole_images_are_padded_to_what_the_network_takes() -> None:
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), multiple=8, fixed=True)
+    noisy, targets, (_, condition), _ = prepare(batch(2, 6, 9, 3))
+    assert noisy.shape == targets["clean"].shape == (6, 1, 8, 16) and condition.shape == (6, 2, 8, 16)
+    assert torch.equal(targets["clean"][:3, 0, 1:7, 3:12], (2 * batch(2, 6, 9, 3)["image"][0, 0] - 1).permute(2, 0, 1))
+
+
 def test_training_without_a_condition() -> None:
     _, _, (_, condition), _ = ImageDenoisingPrepareBatch(scheduler())(batch())
     assert condition.shape == (4, 0, 8, 8)
@@ -94,11 +101,11 @@ def test_a_new_network_has_the_loss_of_the_noise_and_explains_nothing() -> None:
 
 def test_a_synthesizer_gets_maps_seeds_and_images() -> None:
     data = {**batch(), "seed": torch.tensor([5, 6, 7, 8])}
-    label, image, (seeds,), keywords = SynthesisPrepareBatch()(data)
+    label, image, (seeds,), keywords = SynthesisPrepareBatch("label", "image")(data)
     assert torch.equal(label, data["label"]) and torch.equal(image, data["image"]) and keywords == {}
     assert seeds.tolist() == [5, 6, 7, 8]
-    _, image, (seeds,), _ = SynthesisPrepareBatch(seed=9)({"label": data["label"]})
-    assert image is None and seeds.tolist() == [9] * 4
+    label, target, (seeds, source), _ = SynthesisPrepareBatch(seed=9)({"image": data["label"], "source": data["image"]})
+    assert target is None and seeds.tolist() == [9] * 4 and torch.equal(source, data["image"])
 
 
 def test_mistakes_are_told() -> None:

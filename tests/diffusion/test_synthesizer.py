@@ -73,9 +73,13 @@ def test_the_timesteps_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize(
     ("timestep", "expected", "clean"),
-    [(980, (0.490629, 0.24064), (-1, -1)), (500, (0.167684, -0.070162), None), (20, (-0.99495, -0.769671), (-1, -0.77221)),
-     (0, (-1, -0.752538), None)],
-)  # fmt: skip
+    [
+        (980, (0.490629, 0.24064), (-1, -1)),
+        (500, (0.167684, -0.070162), None),
+        (20, (-0.99495, -0.769671), (-1, -0.77221)),
+        (0, (-1, -0.752538), None),
+    ],
+)
 def test_ddim_steps(timestep: int, expected: tuple[float, float], clean: tuple[float, float] | None) -> None:
     process = network(num_inference_steps=50).process
     moved, estimate = process(process.timesteps.tolist().index(timestep), EPS, X)
@@ -87,8 +91,12 @@ def test_ddim_steps(timestep: int, expected: tuple[float, float], clean: tuple[f
 
 @pytest.mark.parametrize(
     ("timestep", "expected", "deviation"),
-    [(999, (-1.485051, -0.74259), 0.141421), (500, (-1.494215, -0.748636), 0.100256), (1, (-1.227303, -0.752026), 0.00738477)],
-)  # fmt: skip
+    [
+        (999, (-1.485051, -0.74259), 0.141421),
+        (500, (-1.494215, -0.748636), 0.100256),
+        (1, (-1.227303, -0.752026), 0.00738477),
+    ],
+)
 def test_ddpm_steps(timestep: int, expected: tuple[float, float], deviation: float) -> None:
     process = network(num_inference_steps=None, sampler="ddpm").process
     step = 999 - timestep

@@ -1,0 +1,206 @@
+"""What makes generated images a data set: their list, how each was made, and pictures to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from shared_components.reporting.files import claim_outputs, file_of, is_picture, write_atomically
+from shared_components.reporting.grids import Tile, contact_sheet
+from shared_components.reporting.metrics import write_table
+from shared_components.reporting.overlays import encode_png
+
+logger = logging.getLogger(__name__)
+
+_PER_SHEET = 40
+
+
+class SyntheticSet:
+    """Complete the generated images and label maps to a data set in MSD layout, when an evaluator has made them.
+
+    The postprocessing writes ``imagesTr/<name>`` and ``labelsTr/<name>``. This handler adds ``dataset.json``, which
+    lists the pairs, so that the folder is a ``dataset_dir`` for any segmentation bundle; ``synthesis.csv``, which
+    says for each image the label map, the seed, the classes deleted and the options of the run; and
+    ``previews/grid_01.png``, ... with every image beside its label map, or for a series of deleted classes
+    ``previews/<case>.png``.
+
+    Args:
+        output_dir: where everything goes; made when the run starts.
+        label_names: name to value of the classes.
+        modality: of the images, for ``dataset.json``.
+        description: of the set, likewise.
+        options: what else to state of every image: mode, strength, weights.
+        as_series: one sheet for each label map.
+        previews: how many images are drawn, at most; 0 for none.
+        overwrite: whether an earlier set may be replaced.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        label_names: Mapping[str, int],
+        modality: str = "MRI",
+        description: str = "Generated images; no patient data",
+        options: Mapping[str, Any] | None = None,
+        as_series: bool = False,
+        previews: int = 400,
+        overwrite: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.label_names = dict(label_names)
+        self.modality, self.description = modality, description
+        self.options = dict(options or {})
+        self.as_series, self.previews, self.overwrite = as_series, previews, overwrite
+        self._rows: list[dict[str, Any]] = []
+        self._tiles: dict[str, list[Tile]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        claims = ["dataset.json", "synthesis.csv", "imagesTr/*", "labelsTr/*", "previews/*"]
+        claim_outputs(self.output_dir, claims, self.overwrite)
+        self.overwrite = True
+        self._rows, self._tiles = [], {}
+
+    def __call__(self, engine: Engine) -> None:
+        """Take note of the images of one iteration."""
+        for request, case in zip(engine.state.batch, engine.state.output):
+            pred, given = case["pred"], case["label"]
+            file = f"{request['name']}{'.png' if is_picture(pred) else '.nii.gz'}"
+            self._rows.append(
+                {
+                    "image": f"imagesTr/{file}",
+                    "label": f"labelsTr/{file}",
+                    "label_map": file_of(case["image"]),
+                    "source": file_of(case.get("source", request.get("source"))),
+                    "seed": int(request["seed"]),
+                    "dropped": request["dropped"],
+                    **self.options,
+                }
+            )
+            if len(self._rows) <= self.previews:
+                title = (request["dropped"] and f"without {request['dropped']}") or "complete"
+                title = title if self.as_series else request["name"]
+                sheet = request["series"] if self.as_series else f"grid_{(len(self._rows) - 1) // _PER_SHEET + 1:02d}"
+                tile = Tile(title, _array(pred), _array(given)[0].round().astype(np.int32))
+                self._tiles.setdefault(sheet, []).append(tile)
+
+    def _finish(self, engine: Engine) -> None:
+        (self.output_dir / "previews").mkdir(exist_ok=True)
+        for name, tiles in self._tiles.items():
+            sheet = encode_png(contact_sheet(tiles, columns=len(tiles) if self.as_series else 4))
+            write_atomically(self.output_dir / "previews" / f"{name}.png", sheet)
+        write_table(self.output_dir / "synthesis.csv", self._rows)
+        content = json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.output_dir / "dataset.json", content)
+        logger.info("%s: %d images with their label maps", self.output_dir, len(self._rows))
+
+    def _content(self) -> dict[str, Any]:
+        flat = bool(self._rows) and self._rows[0]["image"].endswith(".png")
+        labels = {"0": "background", **{str(value): name for name, value in self.label_names.items()}}
+        return {
+            "name": self.output_dir.name,
+            "description": self.description,
+            "tensorImageSize": "2D" if flat else "3D",
+            "modality": {"0": self.modality},
+            "labels": labels,
+            "numTraining": len(self._rows),
+            "numTest": 0,
+            "training": [{"image": f"./{row['image']}", "label": f"./{row['label']}"} for row in self._rows],
+            "test": [],
+        }
+
+
+class SynthesisPreview:
+    """Generate a few images of fixed label maps while a training goes on, as a sheet and in TensorBoard.
+
+    Always the same label maps and seeds, so that one sees the images become better; any number of label maps will do.
+    Attach it to the validation's evaluator: after a validation it writes ``previews/epoch_<number>.png``.
+
+    Args:
+        output_dir: of the run.
+        network: `DiffusionSynthesizer` in evaluation's weights.
+        dataset: gives items with ``label`` (A, *spatial).
+        num_images: label maps to use, the first of the data set.
+        max_slices: of a volume, the slices to generate: those with the most foreground, next to each other.
+        log_dir: TensorBoard's folder, or ``None``.
+        device: where the network is.
+        epoch: returns the number of the epoch of an engine; its own when ``None``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        network: torch.nn.Module,
+        dataset: Sequence[Mapping[str, Any]],
+        num_images: int = 8,
+        max_slices: int = 1,
+        log_dir: str | os.PathLike | None = None,
+        device: str | torch.device = "cpu",
+        epoch: Callable[[Engine], int] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network, self.dataset = network, dataset
+        self.num_images, self.max_slices = num_images, max_slices
+        self.log_dir, self.device = log_dir, device
+        self._writer: Any = None
+        self.epoch = epoch or (lambda engine: engine.state.epoch)
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Generate, draw and write."""
+        was_training = self.network.training
+        self.network.eval()
+        tiles = [self._tile(index) for index in range(min(self.num_images, len(self.dataset)))]
+        self.network.train(was_training)
+        sheet, epoch = contact_sheet(tiles), self.epoch(engine)
+        folder = self.output_dir / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"epoch_{epoch:04d}.png", encode_png(sheet))
+        if self.log_dir is not None:
+            self._tensorboard().add_image("generated", sheet, epoch, dataformats="HWC")
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(log_dir=str(self.log_dir))
+        return self._writer
+
+    def _tile(self, index: int) -> Tile:
+        label = torch.as_tensor(self.dataset[index]["label"])
+        label = label.as_tensor() if hasattr(label, "as_tensor") else label
+        if label.ndim == 4:
+            label = _middle(label, self.max_slices)
+        seeds = torch.tensor([index], device=self.device)
+        image = self.network(label[None].float().to(self.device), seeds)[0]
+        return Tile(f"label map {index + 1}", _array(image), _array(label)[0].round().astype(np.int32))
+
+
+def _middle(label: Tensor, count: int) -> Tensor:
+    """Cut ``count`` slices of (A, H, W, D) out, around the one with the most foreground."""
+    amount = (label > 0).sum(dim=(0, 1, 2))
+    first = int((amount.argmax() - count // 2).clamp(0, max(label.shape[3] - count, 0)))
+    return label[..., first : first + count]
+
+
+def _array(item: Tensor) -> np.ndarray:
+    item = item.as_tensor() if hasattr(item, "as_tensor") else item
+    return item.detach().cpu().numpy()

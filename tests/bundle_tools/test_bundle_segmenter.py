@@ -1,0 +1,57 @@
+"""A segmentation bundle's network as the judge of generated images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared_components.bundle_tools.bundle_segmenter import feature_network, load_segmenter, sibling_bundle
+from shared_components.errors import InputError
+from shared_components.networks.random_features import RandomFeatures
+from tests.conftest import REPOSITORY
+
+BUNDLE = REPOSITORY / "bundles" / "cdal_hippocampus"
+
+
+def test_the_hippocampus_bundle_judges_images_of_any_scale(real_data: Path) -> None:
+    import nibabel
+
+    folder = real_data / "Task04_Hippocampus"
+    case = sorted((folder / "imagesTr").glob("hippocampus_*.nii.gz"))[4].name
+    image, label = (
+        torch.from_numpy(np.asarray(nibabel.load(folder / part / case).dataobj, np.float32))[None, None]
+        for part in ("imagesTr", "labelsTr")
+    )
+    segmenter = load_segmenter(BUNDLE)
+    with torch.no_grad():
+        found = segmenter(image).argmax(1, keepdim=True)
+        assert torch.equal(segmenter(image / image.max()).argmax(1, keepdim=True), found)
+        assert segmenter.features(image).shape[0] == image.shape[4]
+    overlap = 2 * ((found > 0) & (label > 0)).sum() / ((found > 0).sum() + (label > 0).sum())
+    assert overlap > 0.8
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    assert load_segmenter(None) is None
+    with pytest.raises(InputError, match="segmenter_bundle .*inference.json is missing"):
+        load_segmenter(tmp_path)
+    assert sibling_bundle(REPOSITORY / "bundles" / "medsegdiff_isic", "cdal_hippocampus") == str(BUNDLE)
+    assert sibling_bundle(REPOSITORY / "bundles" / "medsegdiff_isic", "no_such") is None
+
+
+def test_features_are_declared_and_those_without_training_are_always_the_same(tmp_path: Path) -> None:
+    network, name = feature_network(None, None, RandomFeatures())
+    again, _ = feature_network(None, None, RandomFeatures())
+    image = torch.rand(2, 1, 20, 24, 3, generator=torch.Generator().manual_seed(0))
+    assert "RandomFeatures" in name and network(image).shape == (6, 192)
+    assert torch.equal(network(image), again(image))
+    assert torch.allclose(network(image)[1], network(image[:1, ..., 1])[0], atol=1e-5)
+    torch.jit.script(torch.nn.Flatten()).save(str(tmp_path / "own.pt"))
+    own, name = feature_network(None, tmp_path / "own.pt", RandomFeatures())
+    assert name == "own.pt" and own(image).shape == (6, 480)
+    (tmp_path / "broken.pt").write_bytes(b"no")
+    with pytest.raises(InputError, match="broken.pt: not a readable TorchScript"):
+        feature_network(None, tmp_path / "broken.pt", RandomFeatures())

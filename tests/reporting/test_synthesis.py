@@ -1,0 +1,169 @@
+"""The lists, pictures and scores of generated images."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from PIL import Image
+from torch import Tensor
+
+from shared_components.data.cases import find_cases
+from shared_components.errors import InputError
+from shared_components.reporting.grids import Tile, contact_sheet
+from shared_components.reporting.synthesis_metrics import SynthesisMetrics, mean_similarity, nearest_distances
+from shared_components.reporting.synthetic_set import SynthesisPreview, SyntheticSet
+
+LABELS = {"inner": 1, "outer": 2}
+
+
+def disc(size: int = 32, depth: int = 0, shift: int = 0) -> Tensor:
+    """A label map (1, size, size[, depth]) of a disc in a ring."""
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    radius = ((rows - size // 2 - shift) ** 2 + (columns - size // 2) ** 2).float().sqrt()
+    label = torch.where(radius < 5, 1.0, torch.where(radius < 10, 2.0, 0.0))[None]
+    return label if not depth else label[..., None].expand(-1, -1, -1, depth).contiguous()
+
+
+def painted(label: Tensor, noise: float = 0.0, seed: int = 0) -> Tensor:
+    grey = 0.1 + 0.4 * label
+    return (grey + noise * torch.randn(label.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+
+
+def thresholds(image: Tensor) -> Tensor:
+    """A segmenter of such images."""
+    found = torch.bucketize(image[:, 0], torch.tensor([0.3, 0.7]))
+    return torch.nn.functional.one_hot(found, 3).movedim(-1, 1).float()
+
+
+def run(handler, cases: list[dict], batch: list[dict] | None = None) -> Engine:
+    """Run a handler over iterations of one case, as an evaluator leaves them."""
+    engine = Engine(lambda engine, index: None)
+
+    def step(engine: Engine, index: int) -> list[dict]:
+        engine.state.batch = [(batch or cases)[index]]
+        return [cases[index]]
+
+    engine = Engine(step)
+    handler.attach(engine)
+    engine.run(range(len(cases)))
+    return engine
+
+
+def requests(folder: Path, count: int) -> tuple[list[dict], list[dict]]:
+    cases, batch = [], []
+    for index in range(count):
+        label = MetaTensor(disc(depth=3), meta={"filename_or_obj": f"/maps/map_{index}.nii.gz"})
+        pred = MetaTensor(painted(disc(depth=3)), meta={"filename_or_obj": f"s{index}.nii.gz"})
+        cases.append({"image": label, "label": label, "pred": pred})
+        batch.append({"name": f"s{index}", "seed": torch.tensor(5 + index), "dropped": "", "series": "map"})
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            (folder / part / f"s{index}.nii.gz").write_bytes(b"")
+    return cases, batch
+
+
+def test_the_folder_of_a_run_is_a_data_set(tmp_path: Path) -> None:
+    cases, batch = requests(tmp_path / "out", 3)
+    run(SyntheticSet(tmp_path / "out", LABELS, options={"mode": "generate"}, overwrite=True), cases, batch)
+    folder = find_cases(tmp_path / "out")
+    assert folder.layout == "msd" and folder.label_names == LABELS and folder.problems == []
+    assert [case.id for case in folder.cases] == ["s0", "s1", "s2"] and all(case.label for case in folder.cases)
+    with open(tmp_path / "out" / "synthesis.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1] == {
+        "image": "imagesTr/s1.nii.gz", "label": "labelsTr/s1.nii.gz", "label_map": "/maps/map_1.nii.gz", "source": "",
+        "seed": "6", "dropped": "", "mode": "generate",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 3
+    assert [path.name for path in (tmp_path / "out" / "previews").iterdir()] == ["grid_01.png"]
+    with pytest.raises(InputError, match="is there already"):
+        run(SyntheticSet(tmp_path / "out", LABELS), cases, batch)
+
+
+def test_a_series_has_a_sheet_of_its_own(tmp_path: Path) -> None:
+    cases, batch = requests(tmp_path, 3)
+    run(SyntheticSet(tmp_path, LABELS, as_series=True, overwrite=True), cases, batch)
+    assert Image.open(tmp_path / "previews" / "map.png").width > 3 * 160
+
+
+def test_a_sheet_shows_images_beside_their_label_maps() -> None:
+    tile = Tile("a", painted(disc()).numpy(), disc()[0].int().numpy())
+    sheet = contact_sheet([tile] * 5, columns=2)
+    assert sheet.dtype == np.uint8 and sheet.shape == (3 * (178 + 6) + 6, 2 * (326 + 6) + 6, 3)
+    colours = np.ptp(sheet.astype(int), axis=2)
+    assert colours[:160, :160].max() == 0 < colours[:160, 172:332].max()  # grey, then with coloured labels
+    assert contact_sheet([tile], show_labels=False).shape[1] == 160 + 12
+
+
+def test_previews_of_a_training(tmp_path: Path) -> None:
+    network = torch.nn.Identity()
+    network.forward = lambda label, seeds: painted(label)
+    dataset = [{"label": disc(depth=6)}, {"label": disc()}]
+    handler = SynthesisPreview(tmp_path, network.train(), dataset, 4, 2, tmp_path / "board", epoch=lambda _: 7)
+    handler(SimpleNamespace(state=SimpleNamespace(epoch=1)))
+    assert (tmp_path / "previews" / "epoch_0007.png").is_file() and list((tmp_path / "board").iterdir())
+    assert network.training
+
+
+def scored(tmp_path: Path, images: list[Tensor], depth: int = 0, **options) -> dict[str, dict]:
+    cases = [
+        {"image": disc(depth=depth, shift=i), "label": painted(disc(depth=depth, shift=i), 0.05, i), "pred": image}
+        for i, image in enumerate(images)
+    ]
+    handler = SynthesisMetrics(tmp_path, LABELS, thresholds, overwrite=True, **options)
+    return {row["metric"]: row for row in run(handler, cases).state.synthesis_summary}
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_faithful_images_score_like_real_ones_and_others_do_not(tmp_path: Path, depth: int) -> None:
+    shifts = range(4)
+    good = scored(tmp_path / "a", [painted(disc(depth=depth, shift=i), 0.05, 9 + i) for i in shifts], depth)
+    bad = scored(tmp_path / "b", [painted(disc(depth=depth, shift=i + 8), 0.05, 9 + i) for i in shifts], depth)
+    assert good["Dice mean"]["generated"] > 0.95 and good["Dice inner"]["n"] == 4
+    assert bad["Dice mean"]["generated"] < 0.6 and bad["Dice mean"]["real"] == good["Dice mean"]["real"] > 0.95
+    for name in ("synthesis_per_case.csv", "synthesis_summary.csv", "synthesis.html", "synthesis_grid.png"):
+        assert (tmp_path / "a" / name).is_file()
+
+
+def features(image: Tensor) -> Tensor:
+    slices = image.movedim(-1, 1).flatten(0, 1) if image.ndim == 5 else image
+    return torch.stack([slices.mean(dim=(1, 2, 3)), slices.std(dim=(1, 2, 3))], dim=1)
+
+
+def test_realistic_images_lie_nearer_to_real_ones(tmp_path: Path) -> None:
+    options = {"features": features, "feature_name": "mean and deviation"}
+    near = scored(tmp_path, [painted(disc(shift=i), 0.05, 9 + i) for i in range(6)], **options)
+    far = scored(tmp_path, [painted(disc(shift=i), 0.4, 9 + i) for i in range(6)], **options)
+    assert near["FID"]["generated"] < 0.01 * far["FID"]["generated"] and near["FID"]["n"] == 6
+    assert near["MMD"]["generated"] < 0.1 * far["MMD"]["generated"]
+    assert near["FID"]["real"] < far["FID"]["generated"]
+    assert "mean and deviation" in (tmp_path / "synthesis.html").read_text()
+
+
+def test_copies_are_found(tmp_path: Path) -> None:
+    training = [{"image": painted(disc(shift=i), 0.05, 100 + i), "label": disc(shift=i)} for i in range(8)]
+    copies = scored(tmp_path, [training[i]["image"] for i in range(4)], training_data=training)
+    own = scored(tmp_path, [painted(disc(shift=i), 0.05, 9 + i) for i in range(4)], training_data=training)
+    name = "least distance to the nearest training image"
+    assert copies[name]["generated"] < 1e-3 < 0.02 < own[name]["generated"]
+    assert own[name]["real"] == copies[name]["real"] > 0.02
+
+
+def test_images_that_are_alike_are_found() -> None:
+    pictures = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert mean_similarity(pictures[:1].expand(5, -1, -1, -1), 100) == pytest.approx(1, abs=1e-4)
+    assert mean_similarity(pictures, 100) < 0.5
+
+
+def test_distances_are_per_pixel() -> None:
+    known = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    found = nearest_distances(torch.tensor([[0.1, 0.1], [0.6, 1.0]]), known)
+    assert torch.allclose(found, torch.tensor([0.1, 0.2828]), atol=1e-3)
