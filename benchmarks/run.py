@@ -19,6 +19,7 @@ from benchmarks import rows_inference, rows_training  # noqa: E402
 from benchmarks.harness import Row  # noqa: E402
 from benchmarks.report import Results, environment  # noqa: E402
 from benchmarks.rows_staple import staple_rows  # noqa: E402
+from benchmarks.rows_synthesis import synthesis_rows  # noqa: E402
 from benchmarks.subject import Subject  # noqa: E402
 from benchmarks.sweeps import sweeps  # noqa: E402
 from shared_components.errors import InputError, install_one_line_errors  # noqa: E402
@@ -38,6 +39,7 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "a4b": rows_inference.configured_slices,
     "d": lambda subject: staple_rows(subject.pairs, subject.seed),
     "e": _one(rows_training.loading),
+    "f": lambda subject: synthesis_rows(subject.pairs, subject.seed),
     "h": _one(rows_training.optimiser_step),
     "options": rows_inference.options,
 }

@@ -98,7 +98,7 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
         output_dir: Folder to make.
         num_cases: At least 3.
         seed: Another seed gives other images.
-        kind: hippocampus, organs, tumour (volumes), breast, lesion, nuclei or lungs (pictures).
+        kind: hippocampus, organs, tumour (volumes), breast, fundus, lesion, lungs, nuclei or octa (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
@@ -179,6 +179,80 @@ def prepare_mask_types(img_dir, seg_dir, output):
     sys.stdout.write(f"{run(img_dir, seg_dir, output)}\n")
 
 
+@SetParseFn(str, "source", "output_dir")
+def import_pickle(source, output_dir):
+    """Make folders of pictures out of a pickled dictionary of data sets, as the published AdaptDiff keeps them.
+
+    Args:
+        source: The pickled dictionary of arrays; a file with anything else in it is refused, and nothing in it is run.
+        output_dir: Folder to make; each data set gets images/ and masks/ in a folder of its own.
+    """
+    from shared_components.data.pickled import import_pickle as run
+
+    sys.stdout.write("".join(f"{folder}\n" for folder in run(source, output_dir)))
+
+
+@SetParseFn(
+    str, "bundle", "source_dir", "target_dir", "output_dir", "source_polarity", "target_polarity", "preset", "settings",
+    "device",
+)  # fmt: skip
+@SetParseFn(_integer, "longest_side", "seed")
+@SetParseFn(_truth, "target_labels", "overwrite")
+def run_stages(
+    bundle,
+    *,
+    source_dir=None,
+    target_dir=None,
+    output_dir=None,
+    source_polarity="dark",
+    target_polarity="bright",
+    longest_side=None,
+    target_labels=None,
+    preset="default",
+    settings=None,
+    device=None,
+    seed=0,
+    overwrite=False,
+):
+    """Adapt a vessel segmenter to another modality, all stages in one run that can be interrupted; ends with a report.
+
+    Finished stages are left out when the same command is given again.
+
+    Args:
+        bundle: The bundle's folder, bundles/adaptdiff_octa.
+        source_dir: Pictures with masks of vessels. Default, without target_dir: phantoms of both.
+        target_dir: Pictures of the other modality; their masks are not read unless target_labels says so.
+        output_dir: Folder of the run. Default: output/stages in the bundle.
+        source_polarity: dark or bright: what vessels are in the source.
+        target_polarity: dark or bright: what vessels are in the target.
+        longest_side: Pixels that the longer side of all pictures is brought to. Default: as they are.
+        target_labels: true: the target has masks of vessels; score with them, and train the ceiling.
+        preset: default, or paper for the published networks and settings.
+        settings: JSON file of overrides by stage, such as {"diffusion": {"max_epochs": 10}}.
+        device: Of all stages. Default: CUDA if there is one.
+        seed: Of all stages.
+        overwrite: true: run stages anew whose settings or inputs changed.
+    """
+    from shared_components.adaptation.stages import run_stages as run
+
+    report = run(
+        bundle,
+        source_dir,
+        target_dir,
+        output_dir,
+        source_polarity,
+        target_polarity,
+        longest_side,
+        target_labels,
+        preset,
+        settings,
+        device,
+        seed,
+        overwrite,
+    )
+    sys.stdout.write(f"{report}\n")
+
+
 COMMANDS: dict[str, Callable] = {
     function.__name__: function
     for function in (
@@ -189,6 +263,8 @@ COMMANDS: dict[str, Callable] = {
         prepare_ct_organs,
         prepare_breast_mri,
         prepare_mask_types,
+        import_pickle,
+        run_stages,
     )
 }
 

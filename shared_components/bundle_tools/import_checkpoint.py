@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -11,20 +12,30 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from shared_components.bundle_tools.export import find_bundle
-from shared_components.bundle_tools.published_names import PUBLISHED_FORMS, Comparison, compare, convert, find_form
+from shared_components.bundle_tools.published_names import (
+    PUBLISHED_FORMS,
+    Comparison,
+    compare,
+    convert,
+    find_form,
+    published_part,
+)
 from shared_components.data.files import read_json_object
 from shared_components.errors import InputError
 
 SEED = 0
+# Configurations whose network may have a published form; a method may generate images by another one than it infers by.
+BASES = ("inference.json", "generate.json")
 
 
 def import_checkpoint(bundle: str, source: str, output: str, allow_missing_projections: bool = False) -> str:
     """Write weights for a bundle's network from a checkpoint that a method's published code saved.
 
-    The bundle holds one overlay configuration for each published form (``configs/paper*.json``), whose
-    ``network_def`` has a ``denoiser`` of that form. The overlay is found by the checkpoint's tensors; what is
-    written is the state dict of its ``network_def``, noise schedule included, so the weights will not load
-    with another overlay. Nothing in the file is run, and the output is complete or absent.
+    The bundle holds one overlay configuration for each published form (``configs/paper*.json``), with which the
+    ``network_def`` of ``inference.json``, or of ``generate.json``, has a ``denoiser`` (a segmenter: a ``network``)
+    of that form. The overlay is found by the checkpoint's tensors; what is written is the state dict of its
+    ``network_def``, noise schedule included, so the weights will not load with another overlay. Nothing in the
+    file is run, and the output is complete or absent.
 
     Moving averages are imported as raw weights are. In those of MedSegDiff the statistics of the batch
     normalisations are the raw network's: its published code averages parameters alone.
@@ -52,18 +63,19 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
         raise InputError(f"{target}: exists; remove it or name another output")
     file = _weights_file(Path(source).expanduser())
     tensors = read_tensors(file)
-    overlay, network, unsaved = _find_network(folder, source, tensors)
-    _check_config(file, network.denoiser)
+    base, overlay, network, unsaved = _find_network(folder, source, tensors)
+    _check_config(file, published_part(network))
     new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
     if unsaved and not allow_missing_projections:
         raise InputError(
             f"{source}: fits {overlay.name} but for {new}; they would be initialised and need fine-tuning: "
             "pass --allow_missing_projections true to import it so"
         )
-    network.denoiser.load_state_dict(convert(tensors, network.denoiser))
+    part = published_part(network)
+    part.load_state_dict(convert(tensors, part))
     _save(network.state_dict(), target)
     remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
-    configs = f"['{folder}/configs/inference.json','{overlay}']"
+    configs = f"['{base}','{overlay}']"
     return (
         f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}"
         f'use it with --config_file "{configs}" --ckpt_path {target}'
@@ -125,19 +137,23 @@ def _check_config(file: Path, denoiser: nn.Module) -> None:
         form.check_config(read_json_object(config), denoiser, str(config))
 
 
-def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Path, nn.Module, tuple[str, ...]]:
-    """Return the overlay whose denoiser the tensors fit, the network that it defines and what the file cannot hold."""
+def _find_network(
+    bundle: Path, source: str, tensors: dict[str, Tensor]
+) -> tuple[Path, Path, nn.Module, tuple[str, ...]]:
+    """Return configuration and overlay whose network the tensors fit, that network, and what the file cannot hold."""
     overlays = sorted((bundle / "configs").glob("paper*.json"))
     if not overlays:
         raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
     nearest: tuple[Path, Comparison] | None = None
-    for overlay in overlays:
-        network = _build_network(bundle, overlay)
-        if find_form(network.denoiser) is None:
+    bases = [bundle / "configs" / name for name in BASES if (bundle / "configs" / name).is_file()]
+    for overlay, base in itertools.product(overlays, bases):
+        network = _build_network(base, overlay)
+        part = published_part(network)
+        if part is None:
             continue
-        comparison = compare(tensors, network.denoiser)
+        comparison = compare(tensors, part)
         if not comparison.differences:
-            return overlay, network, comparison.unsaved
+            return base, overlay, network, comparison.unsaved
         if nearest is None or comparison.num_differences < nearest[1].num_differences:
             nearest = overlay, comparison
     if nearest is None:
@@ -148,11 +164,11 @@ def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tupl
     raise InputError(f"{source}: fits no overlay of {bundle.name}; {nearest[0].name} is nearest: {nearest[1]}")
 
 
-def _build_network(bundle: Path, overlay: Path) -> nn.Module:
+def _build_network(base: Path, overlay: Path) -> nn.Module:
     """Build the overlay's network: always the same one, and no random numbers of the caller are used up."""
     parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / "inference.json"), str(overlay)])
-    parser["bundle_root"] = str(bundle)
+    parser.read_config([str(base), str(overlay)])
+    parser["bundle_root"] = str(base.parent.parent)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         return parser.get_parsed_content("network_def")

@@ -22,6 +22,7 @@ from shared_components.data import (
     phantoms_nuclei,
     phantoms_organs,
     phantoms_tumour,
+    phantoms_vessels,
 )
 from shared_components.errors import InputError
 
@@ -74,6 +75,8 @@ KINDS = {
     "nuclei": _pictures("nuclei", phantoms_nuclei.nuclei_case, phantoms_nuclei.FILES),
     "organs": PhantomKind(phantoms_organs.organs_case, phantoms_organs.FILES, "dataset.json", phantoms_organs.describe),
     "tumour": PhantomKind(phantoms_tumour.tumour_case, phantoms_tumour.FILES, "dataset.json", phantoms_tumour.describe),
+    "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
+    "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
 }
 
 
@@ -90,8 +93,9 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
         seed: at least 0.
         kind: "hippocampus" (volumes in MSD layout), "lesion" and "nuclei" (colour pictures in ``images/`` with
             ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), "breast"
-            (likewise, with label maps of three classes), "organs" (volumes of five classes in MSD layout), or
-            "tumour" (volumes of two channels in nnU-Net's raw layout).
+            (likewise, with label maps of three classes), "fundus" and "octa" (vessels of other patients in two
+            modalities, colour and grey pictures laid out alike), "organs" (volumes of five classes in MSD layout),
+            or "tumour" (volumes of two channels in nnU-Net's raw layout).
 
     Returns:
         The folder.
@@ -145,7 +149,8 @@ def phantom_case(seed: int, index: int, kind: str = "hippocampus") -> tuple[np.n
 
     Returns:
         The case's arrays, images first: (image, label) for "breast", "hippocampus" and "organs", (image, mask) for
-        "lesion" and "lungs", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for "tumour".
+        "lesion", "lungs", "fundus" and "octa", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for
+        "tumour".
     """
     return _kind(kind).draw(seed, index)
 

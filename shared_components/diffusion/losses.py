@@ -79,3 +79,24 @@ class PresenceLoss(nn.Module):
         dice = self.dice(probability, presence).flatten(1).mean(dim=1)
         losses = self.dice_weight * dice + self.cross_entropy_weight * entropy
         return (losses if weights is None else losses * weights).mean(), losses
+
+
+class AbsoluteErrorLoss(nn.Module):
+    """Mean absolute error of a prediction; a prediction loss of `DenoisingLoss`, the published AdaptDiff's."""
+
+    learned_variance = False
+
+    def forward(
+        self, output: Tensor, target: Tensor, clean: Tensor, timesteps: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean of the weighted losses, and the samples' losses (B,).
+
+        Args:
+            output: (B, N, *spatial) of the network, the prediction in its first C channels.
+            target: (B, C, *spatial) what the prediction should be.
+            clean: without effect.
+            timesteps: (B,), without effect.
+            weights: (B,) importance weights; 1 when ``None``.
+        """
+        losses = (output[:, : target.shape[1]].float() - target.float()).abs().flatten(1).mean(dim=1)
+        return (losses if weights is None else losses * weights).mean(), losses

@@ -4,7 +4,9 @@ A schedule registered here is named in a configuration as any of MONAI's:
 ``{"_target_": "monai.networks.schedulers.DDPMScheduler", "num_train_timesteps": 4, "schedule": "vp_few_step"}``.
 
 ``linear_rescaled`` and ``cosine_double`` are MONAI's ``linear_beta`` and ``cosine`` in double precision, which the
-variances of the cleanest timesteps need: in single precision the cosine's first beta is 0.1 % off.
+variances of the cleanest timesteps need: in single precision the cosine's first beta is 0.1 % off. So are ``linear``,
+``quad`` and ``sigmoid``, the names of AdaptDiff's code for MONAI's ``linear_beta``, ``scaled_linear_beta`` and
+``sigmoid_beta``.
 """
 
 from __future__ import annotations
@@ -68,6 +70,47 @@ def cosine_double(num_train_timesteps: int, offset: float = 8e-3, max_beta: floa
     u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     abar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - abar[1:] / abar[:-1]).clamp(max=max_beta)
+
+
+@NoiseSchedules.add_def("linear", "Linear betas in double precision")
+def linear(num_train_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """Betas evenly from ``beta_start`` to ``beta_end``, (T,) float64; at T = 300 AdaptDiff's.
+
+    At T = 300 the noisiest image still holds 22 % of the clean one's signal, while sampling starts from none of it.
+    ``linear_rescaled`` cuts the whole curve into T steps instead.
+    """
+    return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+
+
+@NoiseSchedules.add_def("quad", "Betas whose square roots are linear, in double precision")
+def quad(num_train_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """Squares of even steps from sqrt(``beta_start``) to sqrt(``beta_end``), (T,) float64."""
+    return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+
+
+@NoiseSchedules.add_def("const", "One beta for all timesteps")
+def const(num_train_timesteps: int, beta_end: float = 2e-2) -> Tensor:
+    """``beta_end`` at every timestep, (T,) float64."""
+    return torch.full((num_train_timesteps,), beta_end, dtype=torch.float64)
+
+
+@NoiseSchedules.add_def("jsd", "Betas 1/T, 1/(T - 1), ..., 1")
+def jsd(num_train_timesteps: int) -> Tensor:
+    """beta_t = 1 / (T - t), (T,) float64 (Sohl-Dickstein et al. 2015): abar falls evenly, to 0 at the last timestep.
+
+    No signal is left there, so that noise says nothing of the clean image: a network has to predict the image itself
+    (``sample``) or ``v_prediction``.
+    """
+    return 1.0 / torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64)
+
+
+@NoiseSchedules.add_def("sigmoid", "Betas along a logistic curve, in double precision")
+def sigmoid(
+    num_train_timesteps: int, beta_start: float = 1e-4, beta_end: float = 2e-2, sig_range: float = 6.0
+) -> Tensor:
+    """Betas from ``beta_start`` to ``beta_end`` along the logistic curve over +-``sig_range``, (T,) float64."""
+    curve = torch.linspace(-sig_range, sig_range, num_train_timesteps, dtype=torch.float64).sigmoid()
+    return beta_start + (beta_end - beta_start) * curve
 
 
 class FewStepProcess:

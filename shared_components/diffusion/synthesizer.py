@@ -220,8 +220,9 @@ class DiffusionSynthesizer(SamplingNetwork):
             self._process_options["spacing"],
             self._process_options["prediction_type"],
         ).to(real.device)
+        encoded = self._encoded(condition)
         for step in range(inversion.num_steps):
-            output = self._predict(real, inversion.timestep(step, len(real)), condition)
+            output = self._predict(real, inversion.timestep(step, len(real)), condition, encoded)
             real = inversion(step, output, real)
         noisy = spherical_interpolation(self._draw(0, condition, seeds, position), real, similarity)
         return self._sample(noisy, 0, condition, seeds, position)
@@ -229,8 +230,9 @@ class DiffusionSynthesizer(SamplingNetwork):
     def _sample(self, noisy: Tensor, first: int, condition: Tensor, seeds: Tensor, position: Tensor) -> Tensor:
         """Run the reverse process from step ``first`` on."""
         clean: Optional[Tensor] = None
+        encoded = self._encoded(condition)
         for step in range(first, self.num_inference_steps):
-            output = self._predict(noisy, self.process.timestep(step, len(noisy)), condition)
+            output = self._predict(noisy, self.process.timestep(step, len(noisy)), condition, encoded)
             if clean is None and step > 0:  # a multistep solver takes its first step, wherever it begins, alone
                 clean = self.process.clean_estimate(step, output, noisy)
             noise: Optional[Tensor] = None
@@ -239,12 +241,26 @@ class DiffusionSynthesizer(SamplingNetwork):
             noisy, clean = self.process(step, output, noisy, clean, noise)
         return noisy
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        output = self.denoiser(noisy, timesteps, condition)
-        if self.guidance_scale == 1:
-            return output
-        blank = self.denoiser(noisy, timesteps, torch.zeros_like(condition))
-        return blank + self.guidance_scale * (output - blank)
+    def _encoded(self, condition: Tensor) -> List[Tuple[Tensor, List[Tensor]]]:
+        """The condition, and the blank one where it guides, each with what the denoiser computes of it alone, once."""
+        seen = [condition] if self.guidance_scale == 1 else [condition, torch.zeros_like(condition)]
+        encode = getattr(self.denoiser, "encode_condition", lambda _: [])
+        return [(view, encode(view)) for view in seen]
+
+    def _predict(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        encoded: Optional[List[Tuple[Tensor, List[Tensor]]]] = None,
+    ) -> Tensor:
+        outputs = [
+            self.denoiser(noisy, timesteps, view, None, features) if features else self.denoiser(noisy, timesteps, view)
+            for view, features in (self._encoded(condition) if encoded is None else encoded)
+        ]
+        if len(outputs) == 1:
+            return outputs[0]
+        return outputs[1] + self.guidance_scale * (outputs[0] - outputs[1])
 
 
 def _plain(tensor: Tensor) -> Tensor:

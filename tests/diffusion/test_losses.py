@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared_components.diffusion.label_coding import LabelCoding
-from shared_components.diffusion.losses import CleanLabelLoss, PresenceLoss
+from shared_components.diffusion.losses import AbsoluteErrorLoss, CleanLabelLoss, PresenceLoss
 
 
 def coded(probability: list[float]) -> torch.Tensor:
@@ -55,3 +55,10 @@ def test_presence_loss_of_a_certain_mistake_is_finite():
     coding = LabelCoding([1])
     right, wrong = torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 2, 2)
     assert torch.isfinite(PresenceLoss(coding)(wrong, right, right, torch.zeros(1))[0])
+
+
+def test_absolute_error():
+    output, target = torch.tensor([[[1.0, 5.0]], [[0.0, 0.0]]]), torch.tensor([[[2.0, 2.0]], [[1.0, 0.0]]])
+    loss, each = AbsoluteErrorLoss()(output, target, target, torch.zeros(2))
+    assert each.tolist() == [2.0, 0.5] and loss.item() == 1.25
+    assert AbsoluteErrorLoss()(output, target, target, torch.zeros(2), torch.tensor([0.0, 4.0]))[0].item() == 1.0

@@ -1,0 +1,174 @@
+"""The page about an adaptation: scores before and after, generated pairs, segmentations of the target."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from shared_components.adaptation.pairs import SHEET
+from shared_components.adaptation.pseudo_labels import load_weights, target_images
+from shared_components.data.datalists import datalist
+from shared_components.data.loaders import LoadLabelMapd
+from shared_components.errors import InputError
+from shared_components.reporting.files import write_atomically
+from shared_components.reporting.overlays import encode_png
+from shared_components.reporting.page import page, section
+from shared_components.reporting.report import environment, heading_of, number, settings_table, subtitle
+
+REPORT = "report.html"
+NUM_SHOWN = 4
+_PANEL = 320
+_ROWS = {
+    "segmenter": "source only",
+    "adapted": "adapted",
+    "ceiling": "trained on the target's labels",
+}
+_METRICS = ("dice_vessel", "iou_vessel", "hd95_px_vessel", "ece_near_foreground", "error_auroc_near_foreground")
+
+
+def write_adaptation_report(
+    bundle: Path, output: Path, data: Any, stages: Sequence[Any], overlay: str | None = None
+) -> Path:
+    """Write ``report.html`` into the run's folder.
+
+    Args:
+        bundle: folder of the bundle, whose ``inference.json`` says how to segment.
+        output: folder of the run.
+        data: `shared_components.adaptation.stages.Data`.
+        stages: that were run; the folders of those below ``scores/`` hold tables.
+        overlay: configuration added to ``inference.json``.
+    """
+    scores = {
+        stage.folder.split("/")[1]: read_summary(output / stage.folder) for stage in stages if "/" in stage.folder
+    }
+    tables = [
+        section(f"Scores on the {domain}'s test cases", _score_table(scores, domain), _gap(scores, domain))
+        for domain in ("target", "source")
+    ]
+    evaluation = next((stage for stage in stages if stage.config == "evaluate"), None)
+    overrides = {key: value for key, value in evaluation.overrides.items() if key.startswith(("segmenter", "device"))}
+    pictures = _target_pictures(bundle, output, data, overrides, overlay, labelled="target_adapted" in scores)
+    pairs = _figure("each generated image above its mask", (output / "pairs" / SHEET).read_bytes())
+    note = "Image as the network sees it; what the network found before and after adaptation"
+    note += "; reference." if "target_adapted" in scores else ". There are no labels of this target to compare with."
+    stated = {"data": data._asdict(), **{stage.folder: stage.overrides for stage in stages if "/" not in stage.folder}}
+    body = [
+        *tables,
+        section("Images of the target, segmented", "".join(pictures), note),
+        section("Generated pairs", pairs, "The masks are of the source; the images are made for them."),
+        section("How it was made", settings_table({**stated, "environment": environment()})),
+    ]
+    title = "AdaptDiff: from one modality to another"
+    return write_atomically(output / REPORT, page(title, subtitle(f"{len(stages)} stages"), body))
+
+
+def read_summary(folder: Path) -> dict[str, float]:
+    """Return the means of ``metrics_summary.csv``, by metric."""
+    with open(folder / "metrics_summary.csv", newline="", encoding="utf-8") as file:
+        return {row["metric"]: float(row["mean"]) for row in csv.DictReader(file)}
+
+
+def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
+    rows = [(name, scores[f"{domain}_{key}"]) for key, name in _ROWS.items() if f"{domain}_{key}" in scores]
+    if not rows:
+        return ""
+    columns = [metric for metric in _METRICS if any(metric in row for _, row in rows)]
+    head = "".join(f"<th>{escape(heading_of(column))}</th>" for column in columns)
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td>{number(row.get(column, math.nan))}</td>" for column in columns)
+        + "</tr>"
+        for name, row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _gap(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
+    """Say which share of the gap between source only and the ceiling the adaptation closes."""
+    names = [f"{domain}_{key}" for key in _ROWS]
+    if not all(name in scores for name in names):
+        return ""
+    before, after, ceiling = (scores[name]["dice_vessel"] for name in names)
+    if not ceiling > before:
+        return "There is no gap to close: the network of the source is as good as one that knows the target's labels."
+    return f"Adaptation closes {100 * (after - before) / (ceiling - before):.0f} % of the gap in Dice."
+
+
+def _target_pictures(
+    bundle: Path, output: Path, data: Any, overrides: Mapping[str, Any], overlay: str | None, labelled: bool
+) -> list[str]:
+    keys = {**data.keys("target"), **overrides, "bundle_root": str(bundle)}
+    items = (
+        datalist(data.target, "test", {"vessel": 1}, num_channels=3, spatial_dims=2)
+        if labelled
+        else _test_images(data.target)
+    )
+    found = [
+        segment(bundle, keys, overlay, output / name / "model.pt", items[:NUM_SHOWN])
+        for name in _ROWS
+        if name != "ceiling"
+    ]
+    figures = []
+    for item, (image, before), (_, after) in zip(items, *found):
+        panels = [image, 255 * before, 255 * after]
+        if labelled:
+            panels.append(255 * np.asarray(LoadLabelMapd("label", {"vessel": 1})(item)["label"][0]).T)
+        figures.append(_figure(Path(str(item["image"])).name, _side_by_side(panels)))
+    return figures
+
+
+def _test_images(folder: str) -> list[dict[str, Any]]:
+    try:
+        return target_images(folder, "test")
+    except InputError:  # too few images for a section of their own
+        return target_images(folder, "train")
+
+
+def segment(
+    bundle: Path, keys: Mapping[str, Any], overlay: str | None, weights: Path, items: Sequence[Mapping[str, Any]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Segment images by ``inference.json``, with other weights and keys.
+
+    Returns:
+        Of each the image as the network sees it, 0..255, and the mask, 0 or 1; both (rows, columns).
+    """
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", overlay) if name])
+    parser.update(dict(keys))
+    network, preprocessing = (parser.get_parsed_content(name) for name in ("network_def", "preprocessing"))
+    load_weights(network, weights)
+    device = torch.device(parser.get_parsed_content("device"))
+    network.to(device).eval()
+    results = []
+    with torch.inference_mode():
+        for item in items:
+            image = preprocessing({"image": item["image"]})["image"].as_tensor()
+            mask = network(image[None].to(device))[0].argmax(dim=0).cpu()
+            results.append((255 * image[0].numpy().T, mask.numpy().T))
+    return results
+
+
+def _side_by_side(panels: Sequence[np.ndarray]) -> bytes:
+    images = [Image.fromarray(np.clip(panel, 0, 255).astype(np.uint8)) for panel in panels]
+    width, height = images[0].size
+    size = (_PANEL, max(1, round(_PANEL * height / width)))
+    joined = np.concatenate([np.asarray(image.resize(size)) for image in images], axis=1)
+    return encode_png(np.repeat(joined[..., None], 3, axis=2))
+
+
+def _figure(caption: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    caption = escape(caption)
+    return (
+        f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="data:image/png;base64,{data}"></figure>'
+    )

@@ -1,0 +1,121 @@
+"""A folder of generated images with the masks they were generated from, complete or to be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shared_components.adaptation.mask_bank import write_mask_bank
+from shared_components.data.files import read_json_object, write_json
+from shared_components.data.loaders import LoadLabelMapd
+from shared_components.data.transforms import AveragingResized
+from shared_components.errors import InputError
+from shared_components.reporting.files import write_atomically
+from shared_components.reporting.overlays import encode_png
+
+DESCRIPTION = "pairs.json"
+SHEET = "pairs.png"
+_VALIDATION_EVERY = 8
+
+
+def read_masks(
+    items: Sequence[Mapping[str, Any]], labels: Mapping[str, int], longest_side: int | None = None
+) -> list[np.ndarray]:
+    """Read the masks of a datalist, (rows, columns) uint8 in {0, 1}.
+
+    Args:
+        items: with "label".
+        labels: the one label's name and value.
+        longest_side: pixels that the longer side is brought to; as it is when ``None``.
+    """
+    load = LoadLabelMapd("label", labels)
+    resize = None if longest_side is None else AveragingResized("label", longest_side, "longest", "nearest-exact")
+    masks = []
+    for item in items:
+        loaded = load({"label": item["label"]})
+        loaded = loaded if resize is None else resize(loaded)
+        masks.append(np.asarray(loaded["label"][0]).T.astype(np.uint8))
+    return masks
+
+
+def pending_masks(
+    items: Sequence[Mapping[str, Any]],
+    masks: Sequence[np.ndarray],
+    output_dir: str | os.PathLike,
+    weights: str | os.PathLike,
+    settings: Mapping[str, Any],
+    size: Sequence[int],
+    num_per_mask: int,
+    seed: int = 0,
+    min_foreground: float = 0.02,
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Prepare a folder of pairs and list the masks whose images are still to be generated.
+
+    The folder gets ``masks/`` (`write_mask_bank`), ``images/``, ``pairs.json``, which states what the images depend on,
+    and ``split.json``, so that it is a data set as any other: every eighth pair is for validation.
+
+    Args:
+        items, masks, size, num_per_mask, min_foreground, seed: see `write_mask_bank`.
+        output_dir: the folder.
+        weights: of the generator.
+        settings: what else the images depend on.
+        overwrite: generate all images anew where the folder holds images that something else made.
+
+    Raises:
+        InputError: no such weights, or the folder holds images of other weights or settings.
+    """
+    if not Path(weights).is_file():
+        raise InputError(f"{weights}: no such weights; run configs/train.json first, or give ckpt_path")
+    folder = Path(output_dir)
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    stated = {"weights": digest, "settings": {key: str(value) for key, value in settings.items()}}
+    if (folder / DESCRIPTION).is_file() and read_json_object(folder / DESCRIPTION) != stated:
+        if not overwrite:
+            raise InputError(
+                f"{folder}: holds images of other weights or settings; set --overwrite True or give another output_dir"
+            )
+        for old in (folder / "images").glob("*.png"):
+            old.unlink()
+    bank = write_mask_bank(items, masks, folder, size, num_per_mask, min_foreground, seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    write_json(folder / DESCRIPTION, stated)
+    names = [Path(item["label"]).stem for item in bank]
+    validation = names[_VALIDATION_EVERY - 1 :: _VALIDATION_EVERY] or names[-1:]
+    train = [name for name in names if name not in set(validation)]
+    write_json(folder / "split.json", {"train": train, "validation": validation, "test": []})
+    return [item for item, name in zip(bank, names) if not (folder / "images" / f"{name}.png").is_file()]
+
+
+def finish_pairs(output_dir: str | os.PathLike, num_shown: int = 12) -> Path:
+    """Draw a sheet of the first pairs, each image above its mask, and return its path.
+
+    Raises:
+        InputError: masks without images are left.
+    """
+    folder = Path(output_dir)
+    masks = sorted((folder / "masks").glob("*.png"))
+    missing = [mask.stem for mask in masks if not (folder / "images" / mask.name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(masks)} images are missing, {missing[0]} first; run it again"
+        )
+    shown = masks[:: max(1, len(masks) // num_shown)][:num_shown]
+    columns = [np.concatenate([read_grey(folder / "images" / mask.name), read_grey(mask)]) for mask in shown]
+    sheet = np.repeat(np.concatenate(columns, axis=1)[..., None], 3, axis=2)
+    return write_atomically(folder / SHEET, encode_png(sheet))
+
+
+def read_grey(path: str | os.PathLike) -> np.ndarray:
+    """Read a grey picture of 8 or 16 bits as (rows, columns) uint8."""
+    pixels = np.asarray(Image.open(path))
+    if pixels.ndim == 3:
+        pixels = pixels[..., 1]
+    deep = pixels.dtype != np.uint8
+    return (np.round(pixels.astype(np.float64) / 257) if deep else pixels).astype(np.uint8)

@@ -1,0 +1,146 @@
+"""Pictures of vessels of any modality brought to one form: grey, vessels bright, contrast evened out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+from scipy.ndimage import binary_fill_holes
+from skimage.exposure import equalize_adapthist, match_histograms
+from skimage.measure import label
+
+from shared_components.errors import InputError
+
+POLARITIES = ("dark", "bright")
+_GREEN = 1
+_BINS = 256
+
+
+class VesselContrastd(MapTransform):
+    """Take the green channel, scale it, make vessels bright and even out the contrast.
+
+    What the pictures of two modalities have in common is made alike by rule, so that only the rest has to be learnt:
+    vessels are dark in colour fundus photographs and bright in OCT and fluorescein angiograms. The published AdaptDiff
+    never inverts, since its targets are bright already, and relies on the source having been inverted before.
+
+    Grey values are scaled between percentiles of the field of view, not of each crop: there a crop without vessels
+    becomes stretched noise. Around a photograph's field of view, where it is black, the median inside is filled in, so
+    that its border is no edge. A constant image becomes 0.
+
+    Input: (1 or 3, W, H) of any range; output: (1, W, H) float32 in [0, 1], as MetaTensor where it was one.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        vessel_polarity: str,
+        clip_limit: float = 5.0,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        field_threshold: float = 0.08,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Create the transform.
+
+        Args:
+            keys: entries to convert.
+            vessel_polarity: ``dark``: vessels are darker than what surrounds them, the image is inverted; ``bright``.
+            clip_limit: of contrast-limited adaptive histogram equalisation, in OpenCV's measure (times the height of a
+                flat histogram of 256 bins); 0 leaves the contrast as it is.
+            lower, upper: percentiles that become 0 and 1.
+            field_threshold: of ``dark`` images: share of the brightest value below which a pixel that is connected to
+                the image's border is outside of the field of view; 0 takes the whole image.
+            allow_missing_keys: leave out keys that the data does not have.
+
+        Raises:
+            InputError: an unknown polarity, or a number out of its range.
+        """
+        super().__init__(keys, allow_missing_keys)
+        if vessel_polarity not in POLARITIES:
+            raise InputError(
+                f"vessel_polarity is {vessel_polarity!r}; expected one of {', '.join(POLARITIES)}: whether vessels are "
+                "darker or brighter than what surrounds them"
+            )
+        if clip_limit < 0 or not 0 <= lower < upper <= 100 or not 0 <= field_threshold < 1:
+            raise InputError(
+                f"clip_limit {clip_limit}, percentiles {lower} and {upper}, field_threshold {field_threshold}: "
+                "expected at least 0, two percentiles in order, and a share below 1"
+            )
+        self.vessel_polarity = vessel_polarity
+        self.clip_limit = clip_limit
+        self.percentiles = (lower, upper)
+        self.field_threshold = field_threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the keys of ``data``.
+
+        Raises:
+            InputError: an image has another number of channels.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = torch.as_tensor(result[key])
+            if image.ndim != 3 or image.shape[0] not in (1, 3):
+                raise InputError(
+                    f"{key}: an image of shape {tuple(image.shape)}, expected 1 or 3 channels of a picture"
+                )
+            grey = np.asarray(image[_GREEN if image.shape[0] == 3 else 0].cpu(), dtype=np.float64)
+            result[key] = convert_to_dst_type(torch.as_tensor(self._contrast(grey))[None], image, torch.float32)[0]
+        return result
+
+    def _contrast(self, grey: np.ndarray) -> np.ndarray:
+        inside = (
+            field_of_view(grey, self.field_threshold) if self.vessel_polarity == "dark" else np.ones_like(grey, bool)
+        )
+        low, high = np.percentile(grey[inside], self.percentiles)
+        if high <= low:
+            return np.zeros_like(grey)
+        scaled = np.clip((grey - low) / (high - low), 0, 1)
+        if self.vessel_polarity == "dark":
+            scaled = 1 - scaled
+            scaled[~inside] = np.median(scaled[inside])
+        if self.clip_limit == 0:
+            return scaled
+        return equalize_adapthist(scaled, clip_limit=self.clip_limit / _BINS, nbins=_BINS)
+
+
+def field_of_view(grey: np.ndarray, threshold: float = 0.08) -> np.ndarray:
+    """Mark the field of view of a photograph with a black surround, (rows, columns) bool.
+
+    Args:
+        grey: (rows, columns) grey values from 0 up.
+        threshold: share of the brightest value below which a pixel is black; black regions that do not reach the
+            border are inside.
+    """
+    bright = grey >= threshold * grey.max()
+    parts = label(bright, connectivity=1)
+    if parts.max() == 0:
+        return np.ones_like(bright)
+    return binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
+
+
+class MatchHistogramd(MapTransform):
+    """Give images the grey values of a template, ``skimage.exposure.match_histograms``, channel by channel.
+
+    Input: (C, *spatial), with a template of any spatial shape and C channels; output float32.
+    """
+
+    def __init__(self, keys: KeysCollection, template_key: Hashable, allow_missing_keys: bool = False) -> None:
+        """Create the transform; ``template_key`` is the entry with the template."""
+        super().__init__(keys, allow_missing_keys)
+        self.template_key = template_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the keys of ``data``."""
+        result = dict(data)
+        template = np.asarray(torch.as_tensor(result[self.template_key]).cpu())
+        for key in self.key_iterator(result):
+            image = torch.as_tensor(result[key])
+            matched = [match_histograms(np.asarray(a.cpu()), b) for a, b in zip(image, template, strict=True)]
+            result[key] = convert_to_dst_type(torch.as_tensor(np.stack(matched)), image, torch.float32)[0]
+        return result

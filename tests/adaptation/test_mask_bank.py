@@ -1,0 +1,104 @@
+"""Windows of masks, and the folder of pairs made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared_components.adaptation.mask_bank import windows, write_mask_bank
+from shared_components.adaptation.pairs import finish_pairs, pending_masks, read_grey, read_masks
+from shared_components.data.cases import find_cases
+from shared_components.data.phantoms import make_phantoms
+from shared_components.data.split import sections
+from shared_components.errors import InputError
+
+
+def test_a_bank_of_published_sizes(tmp_path):
+    masks = [np.ones((584, 565), np.uint8)] * 2 + [np.ones((605, 700), np.uint8)] * 3
+    items = [{"label": f"{number}.png"} for number in range(5)]
+    bank = write_mask_bank(items, masks, tmp_path, (384, 384), 50)
+    assert len(bank) == 250 and len({item["seed"] for item in bank}) == 250
+    assert {Image.open(item["label"]).size for item in bank[::25]} == {(384, 384)}
+
+
+def test_every_place_is_drawn_the_last_one_too():
+    """The published code never draws the last place, and fails where the mask is as large as the window."""
+    mask = np.arange(36).reshape(6, 6)
+    rng = np.random.default_rng(0)
+    corners = {int(window[0, 0]) for window in windows(mask, (4, 5), 200, rng)}
+    assert corners == {6 * row + column for row in range(3) for column in range(2)}
+    assert np.array_equal(windows(mask, (6, 6), 1, rng)[0], mask)
+    padded = windows(mask, (8, 4), 1, rng)[0]
+    assert padded.shape == (8, 4) and not padded[6:].any()
+
+
+def test_empty_windows_are_avoided():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:8, :8] = 1
+    found = windows(mask, (16, 16), 30, np.random.default_rng(0), min_foreground=0.01)
+    assert np.mean([window.any() for window in found]) > 0.25  # of a single try one in forty
+
+
+def test_masks_are_saved_as_masks(tmp_path):
+    """The published code saves them through the mapping of images, which makes 0 into 0.5."""
+    mask = (np.random.default_rng(0).uniform(size=(20, 20)) > 0.5).astype(np.uint8)
+    (item,) = write_mask_bank([{"label": "a.png"}], [mask], tmp_path, (20, 20), 1)
+    saved = np.asarray(Image.open(item["label"]))
+    assert saved.dtype == np.uint8 and np.array_equal(saved, 255 * mask)
+
+
+def test_masks_are_read_as_they_lie(tmp_path):
+    mask = np.zeros((6, 10), np.uint8)
+    mask[1, 7] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    items = [{"label": str(tmp_path / "a.png")}]
+    assert np.array_equal(read_masks(items, {"vessel": 1})[0], mask // 255)
+    assert read_masks(items, {"vessel": 1}, 20)[0].shape == (12, 20)
+
+
+@pytest.fixture
+def options(tmp_path) -> dict:
+    source = make_phantoms(tmp_path / "fundus", 3, kind="fundus")
+    items = [{"label": str(path)} for path in sorted((source / "masks").iterdir())]
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    return {
+        "items": items, "masks": read_masks(items, {"vessel": 1}), "output_dir": tmp_path / "pairs",
+        "weights": tmp_path / "model.pt", "settings": {"steps": 25}, "size": (32, 32), "num_per_mask": 3,
+    }  # fmt: skip
+
+
+def generate(pending: list[dict], folder: Path) -> None:
+    for item in pending:
+        Image.fromarray(np.full((32, 32), 30000, np.uint16)).save(folder / "images" / Path(item["label"]).name)
+
+
+def test_generation_goes_on_where_it_was(options):
+    folder = options["output_dir"]
+    pending = pending_masks(**options)
+    assert len(pending) == 9
+    generate(pending[:4], folder)
+    assert pending_masks(**options) == pending[4:]
+    with pytest.raises(InputError, match="5 of 9 images are missing"):
+        finish_pairs(folder)
+    generate(pending[4:], folder)
+    assert pending_masks(**options) == []
+    assert Image.open(finish_pairs(folder)).size == (9 * 32, 64)
+    found = find_cases(folder)
+    assert len(found.cases) == 9 and found.layout == "paired"
+    assert {name: len(ids) for name, ids in sections(found).items()} == {"train": 8, "validation": 1, "test": 0}
+    assert read_grey(folder / "images" / "phantom_000_000.png").max() == round(30000 / 257)
+
+
+def test_other_weights_or_settings_are_not_mixed_in(options):
+    generate(pending_masks(**options), options["output_dir"])
+    changed = {**options, "settings": {"steps": 300}}
+    with pytest.raises(InputError, match="other weights or settings.*overwrite"):
+        pending_masks(**changed)
+    assert len(pending_masks(**changed, overwrite=True)) == 9
+    with pytest.raises(InputError, match="3 windows each"):
+        pending_masks(**{**options, "num_per_mask": 2}, overwrite=True)
+    with pytest.raises(InputError, match="no such weights"):
+        pending_masks(**{**options, "weights": "none.pt"})

@@ -1,0 +1,112 @@
+"""Weak labels: of the right images, the same whatever is labelled beside, kept on disk."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+from PIL import Image
+from torch import nn
+
+from shared_components.adaptation.pseudo_labels import adapt_statistics, pseudo_labelled, target_images
+from shared_components.adaptation.segmenter import ViewSegmenter
+from shared_components.data.loaders import LoadImageChannelsd
+from shared_components.data.phantoms import make_phantoms
+from shared_components.data.vessels import VesselContrastd
+from shared_components.errors import InputError
+from shared_components.networks.residual_unet import ResidualUNet
+
+PREPROCESSING = Compose([LoadImageChannelsd("image", 3), VesselContrastd("image", "bright")])
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return make_phantoms(tmp_path_factory.mktemp("target") / "octa", 6, kind="octa")
+
+
+def network(seed: int = 0) -> ViewSegmenter:
+    torch.manual_seed(seed)
+    made = ViewSegmenter(ResidualUNet(channels=(4, 4)))
+    for layer in made.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_var.uniform_(0.05, 0.4)
+    return made
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def read(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_images_of_a_section_without_their_labels(target, tmp_path):
+    split = json.loads((target / "split.json").read_text())
+    for section in ("train", "validation", "test"):
+        found = target_images(target, section)
+        assert all(set(item) == {"image"} for item in found)
+        assert [item["image"].rpartition("/")[2][:-4] for item in found] == split[section]
+    with pytest.raises(InputError, match="no such folder"):
+        target_images(tmp_path / "none", "train")
+
+
+def test_labels_depend_on_their_image_alone_and_are_kept(target, weights, tmp_path):
+    """The published code labels in training mode: a label depends on the batch."""
+    items = target_images(target, "train")
+    labelled = pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / "all")
+    alone = pseudo_labelled(items[:1], network(2), weights, PREPROCESSING, tmp_path / "one")
+    mask = read(labelled[0]["label"])
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
+    assert np.array_equal(mask, read(alone[0]["label"]))
+    expected = network(0).eval()(PREPROCESSING(items[0])["image"][None])[0].argmax(dim=0)
+    assert np.array_equal(mask.T > 0, expected.numpy() == 1)
+    times = [(tmp_path / "all").stat().st_mtime_ns]
+    again = pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / "all")
+    assert again == labelled and times == [(tmp_path / "all").stat().st_mtime_ns]
+    torch.save(network(5).state_dict(), weights)
+    pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / "all")
+    assert times != [(tmp_path / "all").stat().st_mtime_ns]
+
+
+def test_weights_and_statistics_of_the_labeller_do_not_change(target, weights, tmp_path):
+    labeller = network(1)
+    pseudo_labelled(target_images(target, "train"), labeller, weights, PREPROCESSING, tmp_path / "labels")
+    saved = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in labeller.state_dict().items())
+    assert all(parameter.grad is None for parameter in labeller.parameters())
+
+
+def test_statistics_of_the_target():
+    layer = nn.BatchNorm2d(1)
+    images = [torch.full((1, 1, 4, 4), 2.0) + torch.randn(1, 1, 4, 4), torch.full((1, 1, 4, 4), 6.0)]
+    adapt_statistics(layer, images)
+    mean = torch.stack([image.mean() for image in images]).mean()
+    assert layer.running_mean.item() == pytest.approx(mean.item(), abs=1e-5)
+    assert not layer.training and layer.momentum == 0.1
+
+
+def test_labels_with_statistics_of_the_target_are_others(target, weights, tmp_path):
+    items = target_images(target, "train")
+    source, adapted = (
+        pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / name, name)
+        for name in ("source", "target")
+    )
+    assert not np.array_equal(read(source[0]["label"]), read(adapted[0]["label"]))
+
+
+def test_mistakes(target, weights, tmp_path):
+    items = target_images(target, "train")
+    with pytest.raises(InputError, match="source, target.*'batch'"):
+        pseudo_labelled(items, network(), weights, PREPROCESSING, tmp_path / "x", "batch")
+    with pytest.raises(InputError, match="train_segmenter.json"):
+        pseudo_labelled(items, network(), tmp_path / "none.pt", PREPROCESSING, tmp_path / "x")
+    torch.save({"a": torch.zeros(1)}, weights)
+    with pytest.raises(InputError, match="another network"):
+        pseudo_labelled(items, network(), weights, PREPROCESSING, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
