@@ -81,8 +81,9 @@ class ClassActivationSegmenter(SaliencyNetwork):
 
     def _occluded(self, image: Tensor) -> Tensor:
         side = min(self.mask_size, *image.shape[2:])
+        log_odds = _LogOdds(self.classifier, self.positive_class, self.negative_class)
         occlusion = OcclusionSensitivity(
-            _LogOdds(self.classifier, self.positive_class, self.negative_class),
+            log_odds.train(self.classifier.training),  # the mode that MONAI goes back to
             mask_size=side,
             overlap=self.overlap,
             mode="mean_img",

@@ -28,8 +28,8 @@ def log_probability_gradient(classifier: nn.Module, noisy: Tensor, timesteps: Te
 def guidance_weight(process: ReverseProcess, step: int, output: Tensor, noisy: Tensor) -> Tensor:
     """Return by how much a step moves for a log-probability gradient of 1: a number, or as ``noisy``.
 
-    A stochastic step moves its mean by the variance (Dhariwal and Nichol 2021, algorithm 1). A
-    deterministic one (algorithm 2) subtracts sqrt(1 - abar) times the gradient from the noise, which belongs to the clipped clean
+    A stochastic step moves its mean by the variance (Dhariwal and Nichol 2021, algorithm 1). A deterministic one
+    (algorithm 2) subtracts sqrt(1 - abar) times the gradient from the noise, which belongs to the clipped clean
     estimate; the clean estimate that follows is not clipped again. Both move the next state by this weight times scale
     times gradient, so the step itself need not know of it.
 

@@ -77,8 +77,8 @@ class SaliencyNetwork(nn.Module):
 
         Returns:
             (B, 2, *spatial) float32 that sum to 1: [1, 0] in slices that the gate takes for negative; else the object's
-            channel is the scaled saliency, stretched so that the threshold is 0.5 (`SaliencyMask`), or what ``majority``
-            or ``staple`` make of the members' masks.
+            channel is the scaled saliency, stretched so that the threshold is 0.5 (`SaliencyMask`), or what
+            ``majority`` or ``staple`` make of the members' masks.
         """
         return self.describe(image)["pred"]
 
@@ -93,7 +93,7 @@ class SaliencyNetwork(nn.Module):
         slices = (plain if flat else volume_to_slices(plain)).float()
         depth = 1 if flat else plain.shape[4]
         with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
-            positive = self._positive(slices)
+            positive = self.positive_probability(slices)
             probability, saliency = self._segment(slices, depth, positive)
         pred = torch.cat([1 - probability, probability], dim=1)
         if not flat:
@@ -103,8 +103,8 @@ class SaliencyNetwork(nn.Module):
             pred, saliency = (MetaTensor(result).copy_meta_from(image) for result in (pred, saliency))
         return {"pred": pred, "saliency": saliency, "positive": positive}
 
-    def _positive(self, slices: Tensor) -> Tensor:
-        """The gate's probability (N,) of the slices."""
+    def positive_probability(self, slices: Tensor) -> Tensor:
+        """Return the gate's probability (N,) that slices (N, K, H, W) show the object; 1 without a gate."""
         if not self.gated:
             return torch.ones(slices.shape[0], device=slices.device)
         padded, _ = pad_to_multiple(slices, self.downsampling)

@@ -172,7 +172,7 @@ def test_two_branches_make_the_gradient_of_the_margin():
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_guided_step_by_hand(sampler):
-    """DDIM: the clean estimate is rebuilt from the shifted noise and not clipped again. DDPM: the mean moves by var g."""
+    """DDIM rebuilds the clean estimate from the shifted noise and does not clip it again; DDPM moves its mean."""
     process = ReverseProcess(
         levels(1000)[:400], sampler=sampler, prediction_type="epsilon", clip=(-1, 1), variance_type="fixed_large"
     )
