@@ -15,15 +15,18 @@ from shared_components.bundle_tools.published_names import PUBLISHED_FORMS, Comp
 from shared_components.errors import InputError
 
 SEED = 0
+PARTS = ("denoiser", "classifier")
 
 
-def import_checkpoint(bundle: str, source: str, output: str, allow_missing_projections: bool = False) -> str:
+def import_checkpoint(
+    bundle: str, source: str, output: str, allow_missing_projections: bool = False, base: str | None = None
+) -> str:
     """Write weights for a bundle's network from a checkpoint that a method's published code saved.
 
     The bundle holds one overlay configuration for each published form (``configs/paper*.json``), whose
-    ``network_def`` has a ``denoiser`` of that form. The overlay is found by the checkpoint's tensors; what is
-    written is the state dict of its ``network_def``, noise schedule included, so the weights will not load
-    with another overlay. Nothing in the file is run, and the output is complete or absent.
+    ``network_def`` has a ``denoiser``, and perhaps a ``classifier``, of that form. The overlay and the part are found
+    by the checkpoint's tensors; what is written is the state dict of its ``network_def``, noise schedule included, so
+    the weights will not load with another overlay. Nothing in the file is run, and the output is complete or absent.
 
     Moving averages are imported as raw weights are. In those of MedSegDiff the statistics of the batch
     normalisations are the raw network's: its published code averages parameters alone.
@@ -35,6 +38,8 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
         allow_missing_projections: write weights for a network with tensors that files of the source's revision
             cannot hold, such as projections of MedSegDiff V1 that its published code neither trains nor saves.
             They are initialised as in a new network, always the same, and the weights need fine-tuning.
+        base: weights of the same overlay, written by an earlier import, that the network's other parts are taken from;
+            without it those are as in a new network.
 
     Returns:
         A sentence that says which overlay belongs to the weights, and which tensors are new.
@@ -48,16 +53,22 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
     if os.path.lexists(target):
         raise InputError(f"{target}: exists; remove it or name another output")
     tensors = read_tensors(Path(source).expanduser())
-    overlay, network, unsaved = _find_network(folder, source, tensors)
+    overlay, network, part, unsaved = _find_network(folder, source, tensors)
     new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
     if unsaved and not allow_missing_projections:
         raise InputError(
             f"{source}: fits {overlay.name} but for {new}; they would be initialised and need fine-tuning: "
             "pass --allow_missing_projections true to import it so"
         )
-    network.denoiser.load_state_dict(convert(tensors, network.denoiser))
+    if base is not None:
+        _load_base(network, Path(base).expanduser(), overlay)
+    module = getattr(network, part)
+    module.load_state_dict(convert(tensors, module))
     _save(network.state_dict(), target)
     remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
+    others = [name for name in PARTS if name != part and isinstance(getattr(network, name, None), nn.Module)]
+    if others and base is None:
+        remark += f"the {' and '.join(others)} as in a new network: import it too, with --base {target}; "
     configs = f"['{folder}/configs/inference.json','{overlay}']"
     return (
         f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}"
@@ -91,21 +102,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Path, nn.Module, tuple[str, ...]]:
-    """Return the overlay whose denoiser the tensors fit, the network that it defines and what the file cannot hold."""
+def _load_base(network: nn.Module, path: Path, overlay: Path) -> None:
+    try:
+        network.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: no weights of {overlay.name}; give what an import for it has written") from error
+
+
+def _find_network(
+    bundle: Path, source: str, tensors: dict[str, Tensor]
+) -> tuple[Path, nn.Module, str, tuple[str, ...]]:
+    """Return the overlay with a part that the tensors fit, its network, the part and what the file cannot hold."""
     overlays = sorted((bundle / "configs").glob("paper*.json"))
     if not overlays:
         raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
     nearest: tuple[Path, Comparison] | None = None
     for overlay in overlays:
         network = _build_network(bundle, overlay)
-        if find_form(network.denoiser) is None:
-            continue
-        comparison = compare(tensors, network.denoiser)
-        if not comparison.differences:
-            return overlay, network, comparison.unsaved
-        if nearest is None or comparison.num_differences < nearest[1].num_differences:
-            nearest = overlay, comparison
+        for part in PARTS:
+            module = getattr(network, part, None)
+            if not isinstance(module, nn.Module) or find_form(module) is None:
+                continue
+            comparison = compare(tensors, module)
+            if not comparison.differences:
+                return overlay, network, part, comparison.unsaved
+            if nearest is None or comparison.num_differences < nearest[1].num_differences:
+                nearest = overlay, comparison
     if nearest is None:
         raise InputError(
             f"{bundle}: the denoisers of its configs/paper*.json have no published form; choose a bundle with one of "

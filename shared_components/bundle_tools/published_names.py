@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from shared_components.bundle_tools import published_cdal, published_medsegdiff
+from shared_components.bundle_tools import published_cdal, published_cdm, published_medsegdiff
 from shared_components.errors import InputError
 
 
@@ -35,7 +35,7 @@ class PublishedForm:
         return tensor.T if self.is_transposed(published) else tensor
 
 
-# By the class name of the denoiser: networks are not imported here.
+# By the class name of the network: networks are not imported here.
 PUBLISHED_FORMS = {
     "CDALGenerator": PublishedForm(
         "cDAL generator", published_cdal.cdal_generator_names, published_cdal.is_attention_map
@@ -47,6 +47,8 @@ PUBLISHED_FORMS = {
         saved_later=published_medsegdiff.SAVED_LATER,
     ),
     "MedSegDiffV2": PublishedForm("MedSegDiff V2", published_medsegdiff.medsegdiff_names),
+    "ClassConditionedADM": PublishedForm("CDM U-Net", published_cdm.unet_names),
+    "EncoderClassifier": PublishedForm("CDM classifier", published_cdm.classifier_names),
 }
 
 
