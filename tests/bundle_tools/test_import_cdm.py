@@ -185,9 +185,12 @@ def small_bundle(tmp_path) -> Path:
     paper = {
         "denoiser": {"_target_": f"{target}class_conditioned.ClassConditionedADM", **sizes, "num_heads": 2},
         "classifier": {
-            "_target_": f"{target}encoder_classifier.EncoderClassifier", "image_size": 8, "num_head_channels": 32, **sizes
+            "_target_": f"{target}encoder_classifier.EncoderClassifier",
+            "image_size": 8,
+            "num_head_channels": 32,
+            **sizes,
         },
-    }  # fmt: skip
+    }
     for name, content in (("metadata", {}), ("inference", inference), ("paper", paper)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps(content))
     return folder
