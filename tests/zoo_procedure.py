@@ -31,6 +31,8 @@ from monai.utils.module import locate
 # reason for an entry stands in the bundle's model card.
 SKIP_SHAPE: frozenset[str] = frozenset()
 SKIP_TORCHSCRIPT: frozenset[str] = frozenset()
+# On MONAI's DiffusionModelUNet, which cannot be scripted: exported by tracing.
+TRACED: frozenset[str] = frozenset({"cdm_abdomen", "cdm_brats"})
 
 REQUIRED_FILES = (
     "LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json",
@@ -169,7 +171,8 @@ def check_shape(bundle: Path) -> list[str]:
 def check_torchscript(bundle: Path) -> list[str]:
     """Export as the zoo does; the exported module must also give what the network gives, both in single precision."""
     exported, weights = f"{bundle}/models/verify_model.ts", f"{bundle}/models/model.pt"
-    ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **_inference_files(bundle))
+    traced = {"use_trace": True, "input_shape": [1, *_input_shape(bundle)]} if bundle.name in TRACED else {}
+    ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **traced, **_inference_files(bundle))
     if (bundle / "models" / "model.ts").exists():
         torch.jit.load(bundle / "models" / "model.ts")
     network = _network(bundle)

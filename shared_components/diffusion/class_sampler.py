@@ -113,6 +113,8 @@ def write_samples(
 ) -> List[str]:
     """Sample images and write them as 8-bit pictures ``class_<label>_<number>.png``; one file a channel if several.
 
+    Those of a denoiser without classes are called ``image_<number>.png``.
+
     Args:
         sampler: the sampler; in eval mode from here on.
         output_dir: folder to make.
@@ -151,7 +153,8 @@ def write_samples(
         layers = [image] if image.shape[2] == 3 else np.split(image, image.shape[2], axis=2)
         for number, layer in enumerate(layers):
             channel = f"_{number:04d}" if len(layers) > 1 else ""
-            names.append(f"class_{label}_{index:04d}{channel}.png")
+            kind = f"class_{label}" if sampler.denoiser.num_class_weights else "image"
+            names.append(f"{kind}_{index:04d}{channel}.png")
             _replace(folder / names[-1], Image.fromarray(layer.squeeze()).save)
     if archive:
         size = "x".join(str(length) for length in pixels.shape)

@@ -207,8 +207,10 @@ class LabelGain(nn.Module):
             noise = addressed_noise(0, draw, position, position, *clean.shape[1:])
             noisy = level**0.5 * clean + (1 - level) ** 0.5 * noise
             for index in range(self.num_classes):
-                told = torch.zeros(count, self.denoiser.num_class_weights, device=clean.device)
-                told[:, index] = 1
+                told = None
+                if self.denoiser.num_class_weights:
+                    told = torch.zeros(count, self.denoiser.num_class_weights, device=clean.device)
+                    told[:, index] = 1
                 output = self.denoiser(noisy, torch.full_like(position, timestep), class_weights=told)
                 error = (output[:, : clean.shape[1]].float() - noise) ** 2
                 errors[:, index] += error.flatten(1).mean(dim=1) / len(self.shown)
@@ -230,6 +232,11 @@ def label_gain(cases: Sequence[Mapping[str, Any]]) -> float:
         wrong = (errors.sum() - errors[right]) / (len(errors) - 1)
         gains.append(float(100 * (wrong - errors[right]) / errors.mean()))
     return sum(gains) / len(gains)
+
+
+def denoising_score(cases: Sequence[Mapping[str, Any]]) -> float:
+    """Return minus the mean squared error of `LabelGain`'s cases: for a denoiser without classes, larger is better."""
+    return -float(torch.stack([torch.as_tensor(case["pred"])[:-1].double().mean() for case in cases]).mean())
 
 
 def gate_accuracy(cases: Sequence[Mapping[str, Any]]) -> float:

@@ -68,7 +68,8 @@ class WeakSegmenter(DiffusionSaliency):
             raise InputError("guidance_scale goes with mode 'finite_difference': the limit of tau has no place for it")
         if (contrast == "null" or classifier_free_scale is not None) and not denoiser.null_class:
             raise InputError("the denoiser has no null class: train one with null_class=True and label dropout")
-        if denoiser.num_class_weights <= max(self.positive_class, self.negative_class):
+        # a denoiser without classes is held, to be trained and sampled from, but cannot segment
+        if 0 < denoiser.num_class_weights <= max(self.positive_class, self.negative_class):
             raise InputError(
                 f"the denoiser takes {denoiser.num_class_weights} class weights; expected the classes "
                 f"{self.negative_class} and {self.positive_class} among them"
@@ -79,7 +80,15 @@ class WeakSegmenter(DiffusionSaliency):
         self.classifier_free_scale = classifier_free_scale
 
     def member_maps(self, slices: Tensor, position: Tensor) -> Tensor:
-        """Return the maps (M, N, 1, H, W) of the noise draws of N slices."""
+        """Return the maps (M, N, 1, H, W) of the noise draws of N slices.
+
+        Raises:
+            InputError: the denoiser knows no classes.
+        """
+        if self.denoiser.num_class_weights == 0:
+            raise InputError(
+                "the denoiser has num_classes 0: it can be sampled from, but not segment; train one with 2"
+            )
         count = slices.shape[0]
         member = torch.arange(self.num_samples, device=slices.device).repeat_interleave(count)
         which = torch.arange(count, device=slices.device).repeat(self.num_samples)

@@ -111,6 +111,16 @@ def test_images_of_both_classes_are_sampled(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_denoiser_without_labels_trains_and_is_sampled(slices, tmp_path):
+    options = {**TINY_TRAINING, **LABELS, "dataset_dir": slices, "output_dir": tmp_path / "run"}
+    run_bundle(*config_of(BUNDLE, "train", "unconditional"), **options).check_done()
+    sampling = {"num_images": 2, "sampling_steps": 2, "denoiser#num_classes": 0, "null_class": False}
+    options = {**TINY_NETWORK, **sampling, "output_dir": tmp_path, "ckpt_path": tmp_path / "run" / "model.pt"}
+    run_bundle(*config_of(BUNDLE, "inference", "sample"), **options).check_done()
+    assert (tmp_path / "samples" / "image_0001.png").is_file()
+
+
+@pytest.mark.slow
 def test_two_processes_train(slices, tmp_path):
     options = {**TINY_TRAINING, **LABELS, "dataset_dir": slices, "output_dir": tmp_path}
     command = bundle_command(*config_of(BUNDLE, "train", "multi_gpu_train"), **options)
