@@ -16,6 +16,7 @@ from shared_components.data.check import check_cases, describe, usual_spatial_di
 from shared_components.data.dataset_json import SECTIONS
 from shared_components.data.files import images_by_stem
 from shared_components.data.loaders import LoadLabelMapd
+from shared_components.data.slice_transforms import object_pixels
 from shared_components.data.split import find_leaks, sections
 from shared_components.errors import InputError
 
@@ -103,7 +104,7 @@ def slice_list(
     Args:
         dataset_dir: as in `find_labelled_slices`.
         section: "train", "validation" or "test".
-        values: values of a mask that are the object.
+        values: values of a mask that are the object; white (255) always is.
         channels, label_column: as in `find_labelled_slices`.
         min_pixels: of the object, from which on a mask makes a slice positive. Slices with fewer, but some, are left
             out of training and count as negative elsewhere.
@@ -142,7 +143,7 @@ def has_masks(items: Sequence[Mapping[str, Any]]) -> bool:
 def mask_class(mask: str | os.PathLike, values: Sequence[int], min_pixels: int = 1) -> int | None:
     """Return the image-level label that follows from a mask; ``None`` if fewer than ``min_pixels`` show the object."""
     loaded = LoadLabelMapd("label", labels=values)({"label": str(mask)})["label"].as_tensor()
-    count = sum(int((loaded == value).sum()) for value in values)
+    count = int(object_pixels(loaded, values).sum())
     return 0 if count == 0 else 1 if count >= min_pixels else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,37 @@ class ForegroundScaled(MapTransform):
             return torch.where(inside, self.top, self.bottom).to(channel.dtype)
         share = torch.where(inside, ((channel - low) / (high - low)).clamp(0, 1), torch.zeros_like(channel))
         return self.bottom + (self.top - self.bottom) * share
+
+
+FULL_SCALE = (255, 65535)
+
+
+def object_pixels(mask: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """Tell, as bool, where a label map has one of the values or is white: 255, or 65535 of 16 bits."""
+    return torch.isin(mask, torch.tensor([*values, *FULL_SCALE], dtype=mask.dtype, device=mask.device))
+
+
+class ObjectMaskd(MapTransform):
+    """Make a label map a mask: 1 where it has one of the object's values, or is white; else 0.
+
+    Args:
+        keys: entries of loaded label maps; those that are missing are left out.
+        values: that are the object.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int]) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.values = list(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the keys of ``data``; type and metadata stay."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            label = result[key]
+            values = label.as_tensor() if isinstance(label, MetaTensor) else label
+            mask = object_pixels(values, self.values).to(values.dtype)
+            result[key] = MetaTensor(mask).copy_meta_from(label) if isinstance(label, MetaTensor) else mask
+        return result
 
 
 class MaskOrEmptyd(MapTransform):

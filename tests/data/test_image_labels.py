@@ -15,7 +15,7 @@ from shared_components.data.image_labels import find_labelled_slices, has_masks,
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.slice_folder import prepare_slices, slice_folder
-from shared_components.data.slice_transforms import ForegroundScaled, MaskOrEmptyd
+from shared_components.data.slice_transforms import ForegroundScaled, MaskOrEmptyd, ObjectMaskd
 from shared_components.errors import InputError
 
 
@@ -138,6 +138,8 @@ def test_volumes_become_slices_with_labels(volumes, tmp_path):
         assert (share >= 0.02) if row["class"] == "tumor" else share == 0
     train = slice_list(folder, "train")
     assert {item["class"] for item in train} == {0, 1} and slice_folder(folder, tmp_path) == str(folder)
+    for item in slice_list(folder, "test", [1, 2, 3]):
+        assert mask_class(item["label"], [1, 2, 3]) == item["class"]
     assert prepare_slices(volumes, folder, [1, 2, 3], min_share=0.02) == folder
     with pytest.raises(InputError, match="holds something other than the slices of"):
         prepare_slices(volumes, folder, [3])
@@ -167,6 +169,19 @@ def test_windows_and_value_ranges(tmp_path):
     assert torch.allclose(found.as_tensor(), expected, atol=1e-5)
     unit = ForegroundScaled("image", value_range=(0.0, 1.0))(image)["image"]
     assert unit.min() == 0 and unit.max() == 1
+
+
+def test_white_masks_are_the_object_whatever_its_values(tmp_path):
+    mask(tmp_path / "white.png", 20)
+    picture(tmp_path / "other.png", 0)  # one pixel of value 1: another organ
+    assert mask_class(tmp_path / "white.png", [2, 3]) == 1 and mask_class(tmp_path / "white.png", [1]) == 1
+    assert mask_class(tmp_path / "other.png", [2, 3]) == 0 and mask_class(tmp_path / "other.png", [1, 2]) == 1
+    loaded = LoadLabelMapd("label", labels=[2, 3])({"label": str(tmp_path / "white.png")})
+    found = ObjectMaskd("label", [2, 3])(loaded)["label"]
+    assert int(found.sum()) == 20 and found.max() == 1
+    parts = ObjectMaskd("label", [2, 3])({"label": torch.tensor([[[0.0, 1.0, 2.0, 3.0, 255.0]]])})["label"]
+    assert parts.flatten().tolist() == [0, 0, 1, 1, 1]
+    assert ObjectMaskd("label", [1])({}) == {}
 
 
 def test_negative_slices_without_a_mask_get_an_empty_one(tmp_path):
