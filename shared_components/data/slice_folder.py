@@ -94,18 +94,26 @@ def prepare_slices(
     return target
 
 
-def slice_folder(dataset_dir: str | os.PathLike, output_dir: str | os.PathLike, **options: Any) -> str:
+def slice_folder(
+    dataset_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    channels: Sequence[str] | None = None,
+    label_column: str | None = None,
+    **options: Any,
+) -> str:
     """Return ``dataset_dir`` if it holds slices; of volumes a folder of slices made under ``output_dir``.
 
     Args:
         dataset_dir: of slices (`find_labelled_slices`) or of volumes (`prepare_slices`).
         output_dir: folder of the run; the slices go into its folder ``slices``.
+        channels, label_column: columns of a manifest, as in `find_labelled_slices`.
         **options: of `prepare_slices`.
 
     Raises:
         InputError: see there.
     """
-    if usual_spatial_dims(find_labelled_slices(dataset_dir).folder.cases) == 2:
+    named = (channels, label_column) if (Path(dataset_dir).expanduser() / "manifest.csv").is_file() else ()
+    if usual_spatial_dims(find_labelled_slices(dataset_dir, *named).folder.cases) == 2:
         return str(dataset_dir)
     return str(prepare_slices(dataset_dir, Path(output_dir) / "slices", **options))
 

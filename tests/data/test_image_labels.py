@@ -102,6 +102,7 @@ def test_real_slices(real_data):
         "test": (18, 12),
     }
     assert len({item["patient"] for part in parts.values() for item in part}) == 4
+    assert slice_folder(folder, "unused", ["flair"]) == str(folder)
     assert has_masks(parts["test"]) and "flair" in parts["train"][0]["image"]
 
 
