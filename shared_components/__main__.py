@@ -98,7 +98,8 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
         output_dir: Folder to make.
         num_cases: At least 3.
         seed: Another seed gives other images.
-        kind: hippocampus, organs, tumour (volumes), breast, fundus, lesion, lungs, nuclei or octa (pictures).
+        kind: hippocampus, organs, tumour (volumes), breast, fundus, kidney_slices, lesion, lungs, nuclei, octa or
+            tumour_slices (pictures).
     """
     from shared_components.data.phantoms import make_phantoms as run
 
@@ -118,9 +119,9 @@ def export_bundle(bundle, output):
     sys.stdout.write(f"{run(bundle, output)}\n")
 
 
-@SetParseFn(str, "bundle", "source", "output")
+@SetParseFn(str, "bundle", "source", "output", "base")
 @SetParseFn(_truth, "allow_missing_projections")
-def import_checkpoint(bundle, source, output, *, allow_missing_projections=False):
+def import_checkpoint(bundle, source, output, *, allow_missing_projections=False, base=None):
     """Convert a checkpoint of a method's published code to a bundle's weights.
 
     Args:
@@ -128,10 +129,43 @@ def import_checkpoint(bundle, source, output, *, allow_missing_projections=False
         source: The published checkpoint.
         output: File to write, such as models/model.pt.
         allow_missing_projections: true: initialise tensors that no file of this revision holds; fine-tune then.
+        base: Weights of an earlier import for the other part of the network, such as CDM's classifier.
     """
     from shared_components.bundle_tools.import_checkpoint import import_checkpoint as run
 
-    sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections)}\n")
+    sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections, base)}\n")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.strip("[]()").split(",")]
+    except ValueError:
+        raise InputError(f"found '{text}', expected numbers such as 1,2") from None
+
+
+@SetParseFn(str, "dataset_dir", "output_dir")
+@SetParseFn(_integer, "channel", "every")
+@SetParseFn(_number, "min_share", "min_body")
+@SetParseFn(_numbers, "values", "window")
+def prepare_slices(
+    dataset_dir, output_dir, *, values=(1,), channel=0, window=None, min_share=0.01, min_body=0.05, every=1
+):
+    """Write the axial slices of labelled volumes as pictures with image-level labels in a manifest.csv.
+
+    Args:
+        dataset_dir: Folder of volumes with label maps.
+        output_dir: Folder to make.
+        values: Label values that are the object, such as 1,2,4; merged.
+        channel: Index of the image channel.
+        window: Lowest and highest grey value, such as -160,240 for CT. Default: percentiles of what is not zero.
+        min_share: Share of the body from which on the object makes a slice positive; with less it is left out.
+        min_body: Share of a slice that must be body.
+        every: Take every n-th slice.
+    """
+    from shared_components.data.slice_folder import prepare_slices as run
+
+    wanted = [int(value) for value in values]
+    sys.stdout.write(f"{run(dataset_dir, output_dir, wanted, channel, window, min_share, min_body, every)}\n")
 
 
 @SetParseFn(str, "source", "output")
@@ -264,6 +298,7 @@ COMMANDS: dict[str, Callable] = {
         prepare_breast_mri,
         prepare_mask_types,
         import_pickle,
+        prepare_slices,
         run_stages,
     )
 }

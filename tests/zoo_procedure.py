@@ -34,7 +34,9 @@ SKIP_SHAPE: frozenset[str] = frozenset()
 SKIP_TORCHSCRIPT: frozenset[str] = frozenset()
 # Networks on MONAI's diffusion U-Net, which cannot be scripted: they are exported by tracing, which writes out every
 # reverse step, here two to be quick.
-TRACED: frozenset[str] = frozenset({"segguided_hippocampus", "segguided_ct_organs", "segguided_breast_mri"})
+TRACED: frozenset[str] = frozenset(
+    {"segguided_hippocampus", "segguided_ct_organs", "segguided_breast_mri", "cdm_abdomen", "cdm_brats"}
+)
 
 REQUIRED_FILES = (
     "LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json",

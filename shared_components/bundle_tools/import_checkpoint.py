@@ -18,7 +18,6 @@ from shared_components.bundle_tools.published_names import (
     compare,
     convert,
     find_form,
-    published_part,
 )
 from shared_components.data.files import read_json_object
 from shared_components.errors import InputError
@@ -26,16 +25,20 @@ from shared_components.errors import InputError
 SEED = 0
 # Configurations whose network may have a published form; a method may generate images by another one than it infers by.
 BASES = ("inference.json", "generate.json")
+# Parts of a network that a published file may hold: one that denoises, one that segments, one that guides.
+PARTS = ("denoiser", "network", "classifier")
 
 
-def import_checkpoint(bundle: str, source: str, output: str, allow_missing_projections: bool = False) -> str:
+def import_checkpoint(
+    bundle: str, source: str, output: str, allow_missing_projections: bool = False, base: str | None = None
+) -> str:
     """Write weights for a bundle's network from a checkpoint that a method's published code saved.
 
     The bundle holds one overlay configuration for each published form (``configs/paper*.json``), with which the
-    ``network_def`` of ``inference.json``, or of ``generate.json``, has a ``denoiser`` (a segmenter: a ``network``)
-    of that form. The overlay is found by the checkpoint's tensors; what is written is the state dict of its
-    ``network_def``, noise schedule included, so the weights will not load with another overlay. Nothing in the
-    file is run, and the output is complete or absent.
+    ``network_def`` of ``inference.json``, or of ``generate.json``, has a ``denoiser``, a ``classifier`` or (a
+    segmenter) a ``network`` of that form. Overlay and part are found by the checkpoint's tensors; what is written is
+    the state dict of its ``network_def``, noise schedule included, so the weights will not load with another overlay.
+    Nothing in the file is run, and the output is complete or absent.
 
     Moving averages are imported as raw weights are. In those of MedSegDiff the statistics of the batch
     normalisations are the raw network's: its published code averages parameters alone.
@@ -49,6 +52,8 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
         allow_missing_projections: write weights for a network with tensors that files of the source's revision
             cannot hold, such as projections of MedSegDiff V1 that its published code neither trains nor saves.
             They are initialised as in a new network, always the same, and the weights need fine-tuning.
+        base: weights of the same overlay, written by an earlier import, that the network's other parts are taken from;
+            without it those are as in a new network.
 
     Returns:
         A sentence that says which overlay belongs to the weights, and which tensors are new.
@@ -63,19 +68,24 @@ def import_checkpoint(bundle: str, source: str, output: str, allow_missing_proje
         raise InputError(f"{target}: exists; remove it or name another output")
     file = _weights_file(Path(source).expanduser())
     tensors = read_tensors(file)
-    base, overlay, network, unsaved = _find_network(folder, source, tensors)
-    _check_config(file, published_part(network))
+    config, overlay, network, part, unsaved = _find_network(folder, source, tensors)
+    module = getattr(network, part)
+    _check_config(file, module)
     new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
     if unsaved and not allow_missing_projections:
         raise InputError(
             f"{source}: fits {overlay.name} but for {new}; they would be initialised and need fine-tuning: "
             "pass --allow_missing_projections true to import it so"
         )
-    part = published_part(network)
-    part.load_state_dict(convert(tensors, part))
+    if base is not None:
+        _load_base(network, Path(base).expanduser(), overlay)
+    module.load_state_dict(convert(tensors, module))
     _save(network.state_dict(), target)
     remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
-    configs = f"['{base}','{overlay}']"
+    others = [name for name in PARTS if name != part and isinstance(getattr(network, name, None), nn.Module)]
+    if others and base is None:
+        remark += f"the {' and '.join(others)} as in a new network: import it too, with --base {target}; "
+    configs = f"['{config}','{overlay}']"
     return (
         f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}"
         f'use it with --config_file "{configs}" --ckpt_path {target}'
@@ -137,10 +147,17 @@ def _check_config(file: Path, denoiser: nn.Module) -> None:
         form.check_config(read_json_object(config), denoiser, str(config))
 
 
+def _load_base(network: nn.Module, path: Path, overlay: Path) -> None:
+    try:
+        network.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: no weights of {overlay.name}; give what an import for it has written") from error
+
+
 def _find_network(
     bundle: Path, source: str, tensors: dict[str, Tensor]
-) -> tuple[Path, Path, nn.Module, tuple[str, ...]]:
-    """Return configuration and overlay whose network the tensors fit, that network, and what the file cannot hold."""
+) -> tuple[Path, Path, nn.Module, str, tuple[str, ...]]:
+    """Return configuration and overlay with a part that the tensors fit, network, part, and what the file lacks."""
     overlays = sorted((bundle / "configs").glob("paper*.json"))
     if not overlays:
         raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
@@ -148,14 +165,15 @@ def _find_network(
     bases = [bundle / "configs" / name for name in BASES if (bundle / "configs" / name).is_file()]
     for overlay, base in itertools.product(overlays, bases):
         network = _build_network(base, overlay)
-        part = published_part(network)
-        if part is None:
-            continue
-        comparison = compare(tensors, part)
-        if not comparison.differences:
-            return base, overlay, network, comparison.unsaved
-        if nearest is None or comparison.num_differences < nearest[1].num_differences:
-            nearest = overlay, comparison
+        for part in PARTS:
+            module = getattr(network, part, None)
+            if not isinstance(module, nn.Module) or find_form(module) is None:
+                continue
+            comparison = compare(tensors, module)
+            if not comparison.differences:
+                return base, overlay, network, part, comparison.unsaved
+            if nearest is None or comparison.num_differences < nearest[1].num_differences:
+                nearest = overlay, comparison
     if nearest is None:
         raise InputError(
             f"{bundle}: the denoisers of its configs/paper*.json have no published form; choose a bundle with one of "

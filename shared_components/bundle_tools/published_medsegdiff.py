@@ -46,7 +46,7 @@ def medsegdiff_names(denoiser: nn.Module) -> dict[str, str]:
     Args:
         denoiser: a `MedSegDiffV1` or `MedSegDiffV2` of any configuration.
     """
-    places = {f"unet.{ours}": published for ours, published in _unet_places(denoiser.unet).items()}
+    places = {f"unet.{ours}": published for ours, published in unet_places(denoiser.unet).items()}
     highway = _highway_places(denoiser.highway)
     places.update({f"highway.{ours}": f"hwm.{published}" for ours, published in highway.items()})
     for depth in range(len(getattr(denoiser, "gates", ()))):
@@ -64,7 +64,7 @@ def medsegdiff_names(denoiser: nn.Module) -> dict[str, str]:
     return names
 
 
-def _unet_places(unet: nn.Module) -> dict[str, str]:
+def unet_places(unet: nn.Module) -> dict[str, str]:
     """Return where the published U-Net has the layers and blocks of ours; it numbers its blocks through."""
     places, number = dict(UNET_LAYERS), 1
     for index, level in enumerate(unet.down_levels):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shared_components.bundle_tools import (
     published_adaptdiff,
     published_cdal,
+    published_cdm,
     published_diffusers,
     published_medsegdiff,
 )
@@ -43,7 +44,7 @@ class PublishedForm:
         return tensor.T if self.is_transposed(published) else tensor
 
 
-# By the class name of the denoiser or segmenter: networks are not imported here.
+# By the class name of a network or a part of one: networks are not imported here.
 PUBLISHED_FORMS = {
     "CDALGenerator": PublishedForm(
         "cDAL generator", published_cdal.cdal_generator_names, published_cdal.is_attention_map
@@ -62,6 +63,8 @@ PUBLISHED_FORMS = {
     "MedSegDiffV2": PublishedForm("MedSegDiff V2", published_medsegdiff.medsegdiff_names),
     "SpadeDenoiser": PublishedForm("AdaptDiff denoiser", published_adaptdiff.denoiser_names),
     "ResidualUNet": PublishedForm("AdaptDiff segmenter", published_adaptdiff.segmenter_names),
+    "ClassConditionedADM": PublishedForm("CDM U-Net", published_cdm.unet_names),
+    "EncoderClassifier": PublishedForm("CDM classifier", published_cdm.classifier_names),
 }
 
 
@@ -88,15 +91,6 @@ class Comparison:
 def find_form(denoiser: nn.Module) -> PublishedForm | None:
     """Return the published form of a network, or ``None`` if it has none."""
     return PUBLISHED_FORMS.get(type(denoiser).__name__)
-
-
-def published_part(network: nn.Module) -> nn.Module | None:
-    """Return the part of a bundle's network that has a published form: its ``denoiser``, or a segmenter's ``network``.
-
-    ``None`` if neither has one.
-    """
-    parts = (getattr(network, name, None) for name in ("denoiser", "network"))
-    return next((part for part in parts if part is not None and find_form(part) is not None), None)
 
 
 def compare(source_tensors: Mapping[str, Tensor], denoiser: nn.Module) -> Comparison:

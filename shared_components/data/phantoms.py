@@ -21,6 +21,7 @@ from shared_components.data import (
     phantoms_lungs,
     phantoms_nuclei,
     phantoms_organs,
+    phantoms_slices,
     phantoms_tumour,
     phantoms_vessels,
 )
@@ -77,6 +78,8 @@ KINDS = {
     "tumour": PhantomKind(phantoms_tumour.tumour_case, phantoms_tumour.FILES, "dataset.json", phantoms_tumour.describe),
     "fundus": _pictures("fundus", phantoms_vessels.fundus_case, phantoms_vessels.FILES),
     "octa": _pictures("octa", phantoms_vessels.octa_case, phantoms_vessels.FILES),
+    "tumour_slices": _pictures("tumour_slices", phantoms_slices.tumour_slice, phantoms_slices.FILES),
+    "kidney_slices": _pictures("kidney_slices", phantoms_slices.kidney_slice, phantoms_slices.FILES),
 }
 
 
@@ -92,10 +95,11 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
         num_cases: at least 3, so that training, validation and test have a case each.
         seed: at least 0.
         kind: "hippocampus" (volumes in MSD layout), "lesion" and "nuclei" (colour pictures in ``images/`` with
-            ``masks/``, for nuclei ``instances/`` too), "lungs" (grey pictures laid out alike), "breast"
-            (likewise, with label maps of three classes), "fundus" and "octa" (vessels of other patients in two
-            modalities, colour and grey pictures laid out alike), "organs" (volumes of five classes in MSD layout),
-            or "tumour" (volumes of two channels in nnU-Net's raw layout).
+            ``masks/``, for nuclei ``instances/`` too), "lungs", "tumour_slices" and "kidney_slices" (grey pictures laid
+            out alike; of the last two, half the masks are empty), "breast" (likewise, with label maps of three
+            classes), "fundus" and "octa" (vessels of other patients in two modalities, colour and grey pictures laid
+            out alike), "organs" (volumes of five classes in MSD layout), or "tumour" (volumes of two channels in
+            nnU-Net's raw layout).
 
     Returns:
         The folder.
@@ -123,14 +127,17 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
 
 
 def demonstration_data(
-    dataset_dir: str | os.PathLike | None, output_dir: str | os.PathLike, kind: str = "hippocampus"
+    dataset_dir: str | os.PathLike | None,
+    output_dir: str | os.PathLike,
+    kind: str = "hippocampus",
+    num_cases: int = 24,
 ) -> str:
     """Return ``dataset_dir``, or phantoms made under ``output_dir`` if there is none.
 
     Args:
         dataset_dir: the user's data folder; ``None`` or an empty string asks for the demonstration.
         output_dir: folder of the run; the phantoms go into its folder ``phantoms``.
-        kind: as in `make_phantoms`.
+        kind, num_cases: as in `make_phantoms`.
 
     Raises:
         InputError: ``dataset_dir`` is given but does not exist (phantoms never stand in for it).
@@ -139,7 +146,7 @@ def demonstration_data(
         if not Path(dataset_dir).expanduser().is_dir():
             raise InputError(f"dataset_dir {dataset_dir}: no such folder")
         return str(dataset_dir)
-    folder = make_phantoms(Path(output_dir) / "phantoms", kind=kind)
+    folder = make_phantoms(Path(output_dir) / "phantoms", num_cases, kind=kind)
     logger.warning("no dataset_dir given: this is a demonstration on synthetic phantoms (%s), not on patients", folder)
     return str(folder)
 
@@ -149,8 +156,8 @@ def phantom_case(seed: int, index: int, kind: str = "hippocampus") -> tuple[np.n
 
     Returns:
         The case's arrays, images first: (image, label) for "breast", "hippocampus" and "organs", (image, mask) for
-        "lesion", "lungs", "fundus" and "octa", (image, mask, instances) for "nuclei", (FLAIR, T1ce, label) for
-        "tumour".
+        "lesion", "lungs", "fundus", "octa", "tumour_slices" and "kidney_slices", (image, mask, instances) for "nuclei",
+        (FLAIR, T1ce, label) for "tumour".
     """
     return _kind(kind).draw(seed, index)
 

@@ -165,7 +165,7 @@ class ReverseProcess(nn.Module):
         if self.stochastic and step + 1 < self.num_inference_steps:
             if noise is None:
                 raise ValueError(f"step {step} needs noise")
-            moved = moved + self._deviation(step, output, noisy) * noise
+            moved = moved + self.deviation(step, output, noisy) * noise
         if self.clips_noisy:
             moved = moved.clamp(self.noisy_low, self.noisy_high)
         return moved, clean
@@ -186,7 +186,13 @@ class ReverseProcess(nn.Module):
             return clean.clamp(self.low, self.high)
         return clean
 
-    def _deviation(self, step: int, output: Tensor, noisy: Tensor) -> Tensor:
+    @torch.jit.export
+    def deviation(self, step: int, output: Tensor, noisy: Tensor) -> Tensor:
+        """Return the standard deviation of a step's noise, a number or, where it is learned, as ``noisy``.
+
+        Args:
+            step, output, noisy: as in `forward`.
+        """
         if not self.learned_variance:
             return self.coefficients[step, 2]
         channels = noisy.shape[1]

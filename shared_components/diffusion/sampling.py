@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
+from shared_components.diffusion.segmenter import schedule_difference
 from shared_components.errors import InputError
 
 
@@ -50,16 +51,9 @@ class SamplingNetwork(nn.Module):
         return self.process.num_inference_steps
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        found = state_dict.get(prefix + "schedule")
-        expected = self.schedule
-        if found is not None and not (
-            found.shape == expected.shape and torch.allclose(found.to(expected), expected, atol=1e-6)
-        ):
-            errors.append(
-                f"the weights were trained with a noise schedule of {len(found)} steps (signal levels "
-                f"{_levels(found)}), this network has {len(expected)} ({_levels(expected)}): "
-                "choose the configuration that the weights were trained with"
-            )
+        difference = schedule_difference(state_dict.get(prefix + "schedule"), self.schedule)
+        if difference:
+            errors.append(difference)
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
@@ -122,7 +116,3 @@ def spherical_interpolation(first: Tensor, second: Tensor, weight: float) -> Ten
 def with_metadata(result: Tensor, source: Tensor) -> Tensor:
     """Return the result with the metadata of its source, if that has some: what was done to the one is undone to it."""
     return MetaTensor(result).copy_meta_from(source) if isinstance(source, MetaTensor) else result
-
-
-def _levels(schedule: Tensor) -> str:
-    return ", ".join(f"{level:.4g}" for level in schedule[:4].tolist()) + (", ..." if len(schedule) > 4 else "")

@@ -249,13 +249,9 @@ class DiffusionSegmenter(nn.Module):
 
     @torch.jit.unused
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        found = state_dict.get(prefix + "schedule")
-        if found is not None and not _same_schedule(found, self.schedule):
-            errors.append(
-                f"the weights were trained with a noise schedule of {len(found)} steps (signal levels "
-                f"{_levels(found)}), this network has {len(self.schedule)} ({_levels(self.schedule)}): "
-                "choose the configuration that the weights were trained with"
-            )
+        difference = schedule_difference(state_dict.get(prefix + "schedule"), self.schedule)
+        if difference:
+            errors.append(difference)
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
@@ -270,8 +266,20 @@ def _check_count(name: str, value: int) -> None:
         raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def _same_schedule(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(found.to(expected), expected, atol=1e-6)
+def schedule_difference(found: Optional[Tensor], expected: Tensor) -> str:
+    """Say how the noise schedule that weights were trained with differs from a network's; '' where it does not.
+
+    Args:
+        found: (T,) abar of the weights' schedule; nothing to compare with when ``None``.
+        expected: (T,) of the network's.
+    """
+    if found is None or (found.shape == expected.shape and torch.allclose(found.to(expected), expected, atol=1e-6)):
+        return ""
+    return (
+        f"the weights were trained with a noise schedule of {len(found)} steps (signal levels "
+        f"{_levels(found)}), this network has {len(expected)} ({_levels(expected)}): "
+        "choose the configuration that the weights were trained with"
+    )
 
 
 def _levels(schedule: Tensor) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shared_components.bundle_tools.import_checkpoint import import_checkpoint
 from shared_components.bundle_tools.published_adaptdiff import denoiser_names, segmenter_names
-from shared_components.bundle_tools.published_names import compare, published_part
+from shared_components.bundle_tools.published_names import compare, find_form
 from shared_components.errors import InputError
 from shared_components.networks.residual_unet import ResidualUNet
 from shared_components.networks.spade_denoiser import SpadeDenoiser
@@ -76,7 +76,8 @@ def imported(kind: str, folder: Path) -> nn.Module:
     parser.read_config([str(BUNDLE / "configs" / base), str(BUNDLE / "configs" / "paper.json")])
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-    return published_part(network).eval()
+    parts = (getattr(network, name, None) for name in ("denoiser", "network"))
+    return next(part for part in parts if part is not None and find_form(part) is not None).eval()
 
 
 @torch.inference_mode()

@@ -1,0 +1,247 @@
+"""Slices with an image-level label each, "object absent" or "present", found in a folder without a flag."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
+from shared_components.data.check import check_cases, describe, usual_spatial_dims
+from shared_components.data.dataset_json import SECTIONS
+from shared_components.data.files import images_by_stem
+from shared_components.data.loaders import LoadLabelMapd
+from shared_components.data.slice_transforms import object_pixels
+from shared_components.data.split import find_leaks, sections
+from shared_components.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NEGATIVE_WORDS = ("normal", "healthy", "negative", "absent", "0")
+POSITIVE_WORDS = ("tumor", "tumour", "positive", "present", "abnormal", "1")
+CLASS_COLUMNS = ("class", "image_label", "label")
+_TRAINING, _TEST = ("training", "train"), ("validation", "validate", "test", "testing")
+_BELOW = ("", "flair", "flair/flair")
+_NUMBER_OF_SLICE = re.compile(r"[_-]?(?:slice|z|s)?[_-]?\d+$", re.IGNORECASE)
+_NAMED_IN_MESSAGE = 3
+_ABOUT_LABELS = ("no_label", "no_image", "not_listed", "no_section", "no_label_column")
+
+
+@dataclass
+class LabelledSlices:
+    """What `find_labelled_slices` understood of a folder.
+
+    Attributes:
+        folder: its cases; ``label`` is the mask, if there is one.
+        classes: case id to 0 (absent) or 1 (present), as folders or a manifest say. Where they do not, a case's mask
+            does (`mask_class`).
+    """
+
+    folder: CaseFolder
+    classes: dict[str, int] = field(default_factory=dict)
+
+
+def find_labelled_slices(
+    dataset_dir: str | os.PathLike, channels: Sequence[str] | int | None = None, label_column: str | None = None
+) -> LabelledSlices:
+    """Find slices and their image-level labels; no image is read.
+
+    Understood are, in this order:
+
+    * the published layout: folders ``training/`` and ``validation/`` (or ``validate/``), directly or in ``flair/`` or
+      ``flair/flair/``, each with ``normal/`` and ``tumor/`` (or other `NEGATIVE_WORDS` and `POSITIVE_WORDS`) and
+      perhaps ``seg/`` with equally named masks; what is under ``validation/`` is the test section. Or these folders
+      directly;
+    * ``manifest.csv`` with a column of `CLASS_COLUMNS` that holds such words;
+    * every layout of `shared_components.data.cases.find_cases` with masks: the label follows from the mask.
+
+    In the published layout the patient is the file's name without the number of the slice at its end, so that no
+    patient comes to lie in two sections.
+
+    Args:
+        dataset_dir: the folder.
+        channels, label_column: of `find_cases`.
+
+    Raises:
+        InputError: there is no such folder, it holds nothing usable, or neither labels nor masks.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(dataset_dir)))
+    for below in _BELOW if root.is_dir() else ():
+        published = _published(root / below, root)
+        if published:
+            return published
+    folder = find_cases(root, channels, label_column)
+    classes = _manifest_classes(root) if folder.layout == "manifest" else {}
+    unknown = [case.id for case in folder.cases if case.id not in classes and case.label is None]
+    if not classes and len(unknown) == len(folder.cases):
+        raise InputError(
+            f"{root}: no image-level labels; expected folders normal/ and tumor/, a manifest.csv with a column "
+            f"{', '.join(CLASS_COLUMNS)} of such words, or masks that the labels follow from"
+        )
+    return LabelledSlices(folder, classes)
+
+
+def slice_list(
+    dataset_dir: str | os.PathLike,
+    section: str,
+    values: Sequence[int] = (1,),
+    channels: Sequence[str] | None = None,
+    label_column: str | None = None,
+    min_pixels: int = 1,
+    skip_bad: bool = False,
+) -> list[dict[str, Any]]:
+    """List the slices of a section for a MONAI dataset, after checking every image.
+
+    The sections are those of ``split.json``, of the manifest or of the published layout, or follow from the patients
+    (`shared_components.data.split.sections`). The training section has no masks in it: training sees image-level labels
+    alone.
+
+    Args:
+        dataset_dir: as in `find_labelled_slices`.
+        section: "train", "validation" or "test".
+        values: values of a mask that are the object; white (255) always is.
+        channels, label_column: as in `find_labelled_slices`.
+        min_pixels: of the object, from which on a mask makes a slice positive. Slices with fewer, but some, are left
+            out of training and count as negative elsewhere.
+        skip_bad: leave out slices with errors, with a warning, instead of refusing the section.
+
+    Returns:
+        ``[{"image": path or paths, "class": 0 or 1, "patient": name}, ...]`` sorted by id, with ``"label": path`` where
+        there is a mask and the section is not "train".
+
+    Raises:
+        InputError: the section is unknown, empty or has slices of one class only in training; the folder holds volumes;
+            an image has an error and ``skip_bad`` is not set; a patient or an image is in two sections.
+    """
+    if section not in SECTIONS:
+        raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}")
+    found = find_labelled_slices(dataset_dir, channels, label_column)
+    folder = found.folder
+    if usual_spatial_dims(folder.cases) == 3:
+        raise InputError(f"{folder.root}: volumes; make slices of them by python -m shared_components prepare_slices")
+    _refuse(folder, [finding for finding in find_leaks(folder) if finding.level == "error"])
+    chosen = set(sections(folder)[section])
+    cases = _usable(folder, [case for case in folder.cases if case.id in chosen], channels, skip_bad)
+    items = [item for case in cases if (item := _item(case, found, section, values, min_pixels)) is not None]
+    kinds = {item["class"] for item in items}
+    if not items or (section == "train" and kinds != {0, 1}):
+        count = f"{sum(item['class'] for item in items)} positive ones of {len(items)}"
+        raise InputError(f"{folder.root}: section '{section}' has {count} slices; expected some of either class")
+    return items
+
+
+def has_masks(items: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every positive slice of a list has a mask, so that masks can be scored."""
+    return all("label" in item for item in items if item["class"] == 1)
+
+
+def mask_class(mask: str | os.PathLike, values: Sequence[int], min_pixels: int = 1) -> int | None:
+    """Return the image-level label that follows from a mask; ``None`` if fewer than ``min_pixels`` show the object."""
+    loaded = LoadLabelMapd("label", labels=values)({"label": str(mask)})["label"].as_tensor()
+    count = int(object_pixels(loaded, values).sum())
+    return 0 if count == 0 else 1 if count >= min_pixels else None
+
+
+def _item(
+    case: Case, found: LabelledSlices, section: str, values: Sequence[int], min_pixels: int
+) -> dict[str, Any] | None:
+    label = found.classes.get(case.id)
+    if label is None:
+        label = mask_class(case.label, values, min_pixels) if case.label else None
+        if label is None and section == "train":
+            return None
+    item = {**case.datalist_item(), "class": label or 0, "patient": found.folder.groups.get(case.id, case.id)}
+    if section == "train":
+        item.pop("label", None)
+    return item
+
+
+def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | None, skip_bad: bool) -> list[Case]:
+    images = [Case(case.id, case.images) for case in cases]
+    findings = check_cases(folder, images, None, len(channels) if channels else 1, spatial_dims=2)
+    errors = [finding for finding in findings if finding.level == "error" and finding.kind not in _ABOUT_LABELS]
+    if errors and not skip_bad:
+        _refuse(folder, errors)
+    bad = {error.case for error in errors}
+    if bad:
+        logger.warning("%s: %d of %d slices are left out, they have errors", folder.root, len(bad), len(cases))
+    return [case for case in cases if case.id not in bad and case.images]
+
+
+def _refuse(folder: CaseFolder, errors: Sequence[Finding]) -> None:
+    if errors:
+        named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
+        more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
+        raise InputError(f"{folder.root}: {named}{more}; correct them")
+
+
+def _published(folder: Path, root: Path) -> LabelledSlices | None:
+    """Read the published layout, if ``folder`` has it."""
+    parts = {"train": _first(folder, _TRAINING), "test": _first(folder, _TEST)}
+    if _class_folder(folder, NEGATIVE_WORDS) and _class_folder(folder, POSITIVE_WORDS):
+        parts = {"": folder}
+    elif parts["train"] is None or not _class_folder(parts["train"], POSITIVE_WORDS):
+        return None
+    cases: dict[str, Case] = {}
+    classes: dict[str, int] = {}
+    split: dict[str, list[str]] = {}
+    problems: list[Finding] = []
+    for section, part in parts.items():
+        for stem, image, label, mask in _files(part) if part else ():
+            if stem in cases:
+                text = f"same name as {cases[stem].images[0]}; rename one"
+                problems.append(Finding("error", stem, str(image), text, "duplicate_id"))
+                continue
+            cases[stem] = Case(stem, (image,), mask)
+            classes[stem] = label
+            split.setdefault(section, []).append(stem)
+    if not cases:
+        return None
+    listed = [cases[stem] for stem in sorted(cases)]
+    found = CaseFolder(root, "published", ("image",), {}, listed, split=None if "" in split else split)
+    found.problems = problems
+    found.groups = _patients(list(cases))
+    _refuse(found, problems)
+    return LabelledSlices(found, classes)
+
+
+def _files(part: Path) -> Iterator[tuple[str, Path, int, Path | None]]:
+    """Yield name, image, class and mask of every slice of a part of the published layout."""
+    masks = dict(images_by_stem(part / "seg"))
+    for label, words in enumerate((NEGATIVE_WORDS, POSITIVE_WORDS)):
+        folder = _class_folder(part, words)
+        for stem, image in images_by_stem(folder) if folder else ():
+            yield stem, image, label, masks.get(stem)
+
+
+def _class_folder(part: Path, words: Sequence[str]) -> Path | None:
+    return _first(part, [word for word in words if not word.isdigit()])
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _patients(stems: list[str]) -> dict[str, str]:
+    """Guess the patients from the names of slices; none if all would be one."""
+    patients = {stem: _NUMBER_OF_SLICE.sub("", stem) or stem for stem in stems}
+    return patients if len(set(patients.values())) > 1 else {}
+
+
+def _manifest_classes(root: Path) -> dict[str, int]:
+    """Read the image-level labels of a ``manifest.csv`` by id."""
+    lines = (root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.DictReader(lines, delimiter=separator)
+    rows = [{key: cell.strip() for key, cell in row.items() if key and cell} for row in reader]
+    words = {**dict.fromkeys(NEGATIVE_WORDS, 0), **dict.fromkeys(POSITIVE_WORDS, 1)}
+    for column in CLASS_COLUMNS:
+        cells = [row[column].lower() for row in rows if row.get(column)]
+        if cells and all(cell in words for cell in cells):
+            return {row["id"]: words[row[column].lower()] for row in rows if row.get("id") and row.get(column)}
+    return {}

@@ -1,0 +1,143 @@
+"""Transforms for slices with image-level labels."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.transforms.utils_pytorch_numpy_unification import percentile
+
+from shared_components.data.loaders import PICTURE_FORMAT
+from shared_components.errors import InputError
+
+
+class ForegroundScaled(MapTransform):
+    """Scale grey values to [-1, 1], or another range, what is zero to the lowest of it.
+
+    A volume is clipped to percentiles of its voxels that are not zero, all its slices by the same. A picture goes from
+    0 to 255: whoever wrote it has scaled it, `shared_components.data.slice_folder` in this way, and a slice alone would
+    be scaled otherwise than among its neighbours. Input: (C, *spatial) `MetaTensor`, as the loaders give; output
+    float32.
+
+    Args:
+        keys: entries to scale.
+        lower, upper: percentiles of volumes.
+        window: lowest and highest grey value of volumes instead, for CT.
+        value_range: what to scale to; the published CDM was fed [0, 1].
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        window: tuple[float, float] | None = None,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.bottom, self.top = value_range
+        self.lower, self.upper, self.window = lower, upper, window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale the keys of ``data``.
+
+        Raises:
+            InputError: an image has a NaN or infinite voxel.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            values = torch.as_tensor(image).as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            if not torch.isfinite(values).all():
+                name = getattr(image, "meta", {}).get("filename_or_obj", key)
+                raise InputError(f"{name}: NaN or infinite voxels; replace them by numbers")
+            is_picture = PICTURE_FORMAT in getattr(image, "meta", {})
+            scaled = torch.stack([self._scaled(channel, is_picture) for channel in values.double()]).float()
+            result[key] = MetaTensor(scaled).copy_meta_from(image) if isinstance(image, MetaTensor) else scaled
+        return result
+
+    def _scaled(self, channel: torch.Tensor, is_picture: bool) -> torch.Tensor:
+        inside = channel != 0
+        low, high = 0.0, 255.0
+        if self.window is not None and not is_picture:
+            (low, high), inside = self.window, channel > self.window[0]
+        elif not is_picture:
+            if not inside.any():
+                return torch.full_like(channel, self.bottom)
+            low, high = (float(value) for value in percentile(channel[inside], [self.lower, self.upper]))
+        if not high > low:
+            return torch.where(inside, self.top, self.bottom).to(channel.dtype)
+        share = torch.where(inside, ((channel - low) / (high - low)).clamp(0, 1), torch.zeros_like(channel))
+        return self.bottom + (self.top - self.bottom) * share
+
+
+FULL_SCALE = (255, 65535)
+
+
+def object_pixels(mask: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """Tell, as bool, where a label map has one of the values or is white: 255, or 65535 of 16 bits."""
+    return torch.isin(mask, torch.tensor([*values, *FULL_SCALE], dtype=mask.dtype, device=mask.device))
+
+
+class ObjectMaskd(MapTransform):
+    """Make a label map a mask: 1 where it has one of the object's values, or is white; else 0.
+
+    Args:
+        keys: entries of loaded label maps; those that are missing are left out.
+        values: that are the object.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int]) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.values = list(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the keys of ``data``; type and metadata stay."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            label = result[key]
+            values = label.as_tensor() if isinstance(label, MetaTensor) else label
+            mask = object_pixels(values, self.values).to(values.dtype)
+            result[key] = MetaTensor(mask).copy_meta_from(label) if isinstance(label, MetaTensor) else mask
+        return result
+
+
+class MaskOrEmptyd(MapTransform):
+    """Give a slice without a mask an empty one, if its image-level label says that the object is absent.
+
+    To be used after loading: the mask is on the image's grid, (1, *spatial).
+
+    Args:
+        keys: entries of masks.
+        image_key: the loaded image.
+        class_key: the image-level label, 0 or 1.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", image_key: str = "image", class_key: str = "class") -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key, self.class_key = image_key, class_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add what is missing to ``data``.
+
+        Raises:
+            InputError: a positive slice has no mask.
+        """
+        result = dict(data)
+        for key in self.keys:
+            if key in result:
+                continue
+            image = result[self.image_key]
+            if int(result[self.class_key]) == 1:
+                name = getattr(image, "meta", {}).get("filename_or_obj", "a positive slice")
+                raise InputError(f"{name}: positive, but it has no mask to be scored with; add it, or leave it out")
+            if isinstance(image, MetaTensor):
+                result[key] = MetaTensor(torch.zeros_like(image.as_tensor()[:1])).copy_meta_from(image)
+            else:
+                result[key] = torch.zeros_like(image[:1])
+        return result

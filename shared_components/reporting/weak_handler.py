@@ -1,0 +1,96 @@
+"""Ignite handler for a bundle's JSON: the scores of a weakly supervised segmentation, in an evaluator."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from shared_components.reporting.files import case_file, case_name, claim_outputs
+from shared_components.reporting.metrics import write_table
+from shared_components.reporting.weak_metrics import MEANINGS, score_slice, summarise_slices
+
+logger = logging.getLogger(__name__)
+
+PER_SLICE, SUMMARY = "weak_per_slice.csv", "weak_summary.csv"
+
+
+class WeakMetrics:
+    """Write what `summarise_slices` tells of an evaluation: ``weak_per_slice.csv`` and ``weak_summary.csv``.
+
+    The batches must have ``class`` (0 or 1) and ``patient``; ``label``, the mask, may be missing. ``engine.state``
+    receives ``weak_summary``.
+
+    Args:
+        output_dir: where the tables go; made when the run starts.
+        network: whose gate is asked, ``positive_probability(image)`` and ``gate_threshold`` (`SaliencyNetwork`).
+        overwrite: whether tables of an earlier run may be replaced.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, network: nn.Module, overwrite: bool = False) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.overwrite = overwrite
+        self._rows: list[dict] = []
+        self._since = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Add the handler to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            claim_outputs(self.output_dir, [PER_SLICE, SUMMARY], self.overwrite)
+        idist.barrier()
+        self.overwrite = True
+        self._rows = []
+
+    def _start_clock(self, engine: Engine) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Score the slices of one iteration."""
+        seconds = (time.perf_counter() - self._since) / len(engine.state.output)
+        for case, loaded in zip(engine.state.output, engine.state.batch):
+            with torch.no_grad():
+                image = torch.as_tensor(case["image"])[None].to(engine.state.device)
+                positive = float(self.network.positive_probability(image))
+            mask = loaded.get("label")
+            row = {
+                "case": case_name(case_file(mask, case["image"])),
+                "patient": str(loaded["patient"]),
+                "class": int(loaded["class"]),
+                "positive": positive,
+                "open": positive >= self.network.gate_threshold,
+                "seconds": seconds,
+                **score_slice(case["pred"], mask),
+            }
+            self._rows.append(row)
+
+    def _finish(self, engine: Engine) -> None:
+        rows = self._rows
+        if idist.get_world_size() > 1:
+            parts: list = [None] * idist.get_world_size()
+            torch.distributed.all_gather_object(parts, rows)
+            # a distributed sampler repeats slices to fill up; they count once
+            rows = list({(row["case"], row["patient"]): row for part in parts for row in part}.values())
+        if not rows:
+            return
+        engine.state.weak_summary = summarise_slices(rows)
+        if idist.get_rank() == 0:
+            table = [
+                {"metric": name, "value": value, "meaning": MEANINGS[name]}
+                for name, value in engine.state.weak_summary.items()
+            ]
+            write_table(self.output_dir / PER_SLICE, rows)
+            write_table(self.output_dir / SUMMARY, table)
+            logger.info("%d slices, tables in %s", len(rows), self.output_dir)

@@ -1,0 +1,193 @@
+"""Slices with image-level labels, found in every layout, and slices made of volumes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared_components.data.image_labels import find_labelled_slices, has_masks, mask_class, slice_list
+from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
+from shared_components.data.phantoms import make_phantoms
+from shared_components.data.slice_folder import prepare_slices, slice_folder
+from shared_components.data.slice_transforms import ForegroundScaled, MaskOrEmptyd, ObjectMaskd
+from shared_components.errors import InputError
+
+
+def picture(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((10, 12), value % 251, np.uint8)
+    pixels[2, 3] = value // 251 + 1
+    Image.fromarray(pixels).save(path)
+
+
+def mask(path: Path, pixels: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((10, 12), np.uint8)
+    array.flat[:pixels] = 255
+    Image.fromarray(array).save(path)
+
+
+def published(root: Path, test: str = "validate", below: str = "") -> Path:
+    """Two training patients and one of the test, four slices each."""
+    number = 0
+    for part, patients in (("training", ("BraTS_001", "BraTS_002")), (test, ("BraTS_009",))):
+        for patient in patients:
+            for z in (80, 90, 100, 110):
+                kind = "tumor" if z > 90 else "normal"
+                picture(root / below / part / kind / f"{patient}_{z}.png", number := number + 1)
+                if kind == "tumor":
+                    mask(root / below / part / "seg" / f"{patient}_{z}.png", 20)
+    return root
+
+
+@pytest.mark.parametrize(("test", "below"), [("validate", ""), ("validation", "flair/flair")])
+def test_the_published_layout(tmp_path, test, below):
+    root = published(tmp_path / "brats", test, below)
+    train, validation, tests = (slice_list(root, section) for section in ("train", "validation", "test"))
+    assert [len(part) for part in (train, validation, tests)] == [4, 4, 4]
+    assert {item["patient"] for item in train} == {"BraTS_001"} and {item["patient"] for item in tests} == {"BraTS_009"}
+    assert [item["class"] for item in tests] == [1, 1, 0, 0] or sorted(item["class"] for item in tests) == [0, 0, 1, 1]
+    assert not any("label" in item for item in train)
+    assert [("label" in item) == (item["class"] == 1) for item in tests] == [True] * 4 and has_masks(tests)
+
+
+def test_two_folders_of_classes_are_split_by_patient(tmp_path):
+    for patient in range(6):
+        for z in range(4):
+            kind = "normal" if z < 2 else "tumour"
+            picture(tmp_path / kind / f"p{patient}_s{z}.png", 10 * patient + z)
+    places = [
+        {item["patient"] for item in slice_list(tmp_path, section)} for section in ("train", "validation", "test")
+    ]
+    assert sorted(sum((sorted(place) for place in places), [])) == [f"p{n}" for n in range(6)]
+    assert not has_masks(slice_list(tmp_path, "test"))
+
+
+def test_a_manifest_of_words(tmp_path):
+    rows = ["id,split,image,label,patient"]
+    for number in range(6):
+        picture(tmp_path / f"i{number}.png", number)
+        rows.append(f"s{number},{('train', 'train', 'train', 'val', 'test', 'test')[number]},i{number}.png,"
+                    f"{('normal', 'tumor')[number % 2]},p{number}")  # fmt: skip
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    assert [item["class"] for item in slice_list(tmp_path, "train")] == [0, 1, 0]
+    assert [item["class"] for item in slice_list(tmp_path, "test")] == [0, 1]
+
+
+def test_labels_follow_from_masks_where_nothing_else_says(tmp_path):
+    for number, pixels in enumerate((0, 3, 50, 0, 60, 0, 70, 0, 40, 2)):
+        picture(tmp_path / "images" / f"s{number}.png", number)
+        mask(tmp_path / "masks" / f"s{number}.png", pixels)
+    assert mask_class(tmp_path / "masks" / "s1.png", [1], 10) is None
+    train = slice_list(tmp_path, "train", min_pixels=10)
+    assert "s1.png" not in [Path(item["image"]).name for item in train]  # neither with the object nor without
+    assert all((item["class"] == 1) == (Path(item["image"]).stem in ("s2", "s6", "s8")) for item in train)
+    assert not any("label" in item for item in train)
+
+
+def test_real_slices(real_data):
+    folder = real_data / "noncommercial" / "BRATS2015_slices"
+    if not folder.is_dir():
+        pytest.skip("needs BRATS2015_slices")
+    parts = {name: slice_list(folder, name, [1, 2, 3, 4], ["flair"]) for name in ("train", "validation", "test")}
+    assert {name: (len(part), sum(item["class"] for item in part)) for name, part in parts.items()} == {
+        "train": (36, 24),
+        "validation": (18, 12),
+        "test": (18, 12),
+    }
+    assert len({item["patient"] for part in parts.values() for item in part}) == 4
+    assert slice_folder(folder, "unused", ["flair"]) == str(folder)
+    assert has_masks(parts["test"]) and "flair" in parts["train"][0]["image"]
+
+
+def test_mistakes_are_told(tmp_path):
+    picture(tmp_path / "some" / "a.png", 1)
+    with pytest.raises(InputError, match="no image-level labels; expected folders normal/ and tumor/"):
+        find_labelled_slices(tmp_path / "some")
+    rows = ["id,split,image,class"]
+    for number, (section, kind) in enumerate((("train", "normal"), ("train", "normal"), ("test", "tumor"))):
+        picture(tmp_path / f"i{number}.png", number)
+        rows.append(f"s{number},{section},i{number}.png,{kind}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="section 'train' has 0 positive ones of .* slices; expected some of either"):
+        slice_list(tmp_path, "train")
+    with pytest.raises(InputError, match="section 'training': expected one of train, validation, test"):
+        slice_list(tmp_path, "training")
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory) -> Path:
+    return make_phantoms(tmp_path_factory.mktemp("volumes") / "phantoms", num_cases=4, seed=1, kind="tumour")
+
+
+def test_volumes_become_slices_with_labels(volumes, tmp_path):
+    folder = Path(slice_folder(volumes, tmp_path, values=[1, 2, 3], min_share=0.02))
+    assert folder == tmp_path / "slices"
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["patient"] for row in rows} == {f"phantom_00{n}" for n in range(4)}
+    sections = {row["patient"]: row["split"] for row in rows}
+    assert sorted(sections.values()) == ["test", "train", "train", "validation"]
+    for row in rows:
+        share = int(row["object_pixels"]) / int(row["body_pixels"])
+        assert (share >= 0.02) if row["class"] == "tumor" else share == 0
+    train = slice_list(folder, "train")
+    assert {item["class"] for item in train} == {0, 1} and slice_folder(folder, tmp_path) == str(folder)
+    for item in slice_list(folder, "test", [1, 2, 3]):
+        assert mask_class(item["label"], [1, 2, 3]) == item["class"]
+    assert prepare_slices(volumes, folder, [1, 2, 3], min_share=0.02) == folder
+    with pytest.raises(InputError, match="holds something other than the slices of"):
+        prepare_slices(volumes, folder, [3])
+
+
+def test_a_slice_is_the_volumes(volumes, tmp_path):
+    """Grey values are those of the whole volume, pixels lie as the loaders of volumes and pictures have them."""
+    folder = prepare_slices(volumes, tmp_path / "s", [1, 2, 3], min_share=0.0)
+    with open(folder / "manifest.csv", newline="") as file:
+        row = max(csv.DictReader(file), key=lambda row: int(row["object_pixels"]))
+    case, z = row["patient"], int(row["z"])
+    load, scale = LoadImageChannelsd("image"), ForegroundScaled("image")
+    whole = scale(load({"image": str(volumes / "imagesTr" / f"{case}_0000.nii.gz")}))["image"][..., z]
+    alone = scale(load({"image": str(folder / row["image"])}))["image"]
+    assert alone.shape == whole.shape and torch.allclose(alone.as_tensor(), whole.as_tensor(), atol=0.02)
+    found = LoadLabelMapd("label", labels=[1])({"label": str(folder / row["mask"])})["label"][0] > 0
+    label = np.asarray(nibabel.load(volumes / "labelsTr" / f"{case}.nii.gz").dataobj)[..., z] > 0
+    assert np.array_equal(found.numpy(), label)
+
+
+def test_windows_and_value_ranges(tmp_path):
+    volume = np.linspace(-1000, 1000, 5 * 4 * 3).reshape(5, 4, 3).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "ct.nii.gz")
+    image = LoadImageChannelsd("image")({"image": str(tmp_path / "ct.nii.gz")})
+    found = ForegroundScaled("image", window=(-160, 240))(image)["image"]
+    expected = 2 * (torch.as_tensor(volume)[None].clamp(-160, 240) + 160) / 400 - 1
+    assert torch.allclose(found.as_tensor(), expected, atol=1e-5)
+    unit = ForegroundScaled("image", value_range=(0.0, 1.0))(image)["image"]
+    assert unit.min() == 0 and unit.max() == 1
+
+
+def test_white_masks_are_the_object_whatever_its_values(tmp_path):
+    mask(tmp_path / "white.png", 20)
+    picture(tmp_path / "other.png", 0)  # one pixel of value 1: another organ
+    assert mask_class(tmp_path / "white.png", [2, 3]) == 1 and mask_class(tmp_path / "white.png", [1]) == 1
+    assert mask_class(tmp_path / "other.png", [2, 3]) == 0 and mask_class(tmp_path / "other.png", [1, 2]) == 1
+    loaded = LoadLabelMapd("label", labels=[2, 3])({"label": str(tmp_path / "white.png")})
+    found = ObjectMaskd("label", [2, 3])(loaded)["label"]
+    assert int(found.sum()) == 20 and found.max() == 1
+    parts = ObjectMaskd("label", [2, 3])({"label": torch.tensor([[[0.0, 1.0, 2.0, 3.0, 255.0]]])})["label"]
+    assert parts.flatten().tolist() == [0, 0, 1, 1, 1]
+    assert ObjectMaskd("label", [1])({}) == {}
+
+
+def test_negative_slices_without_a_mask_get_an_empty_one(tmp_path):
+    picture(tmp_path / "a.png", 7)
+    image = LoadImageChannelsd("image")({"image": str(tmp_path / "a.png")})
+    assert MaskOrEmptyd()({**image, "class": 0})["label"].sum() == 0
+    with pytest.raises(InputError, match="a.png: positive, but it has no mask"):
+        MaskOrEmptyd()({**image, "class": 1})
