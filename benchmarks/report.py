@@ -23,6 +23,13 @@ CONTENTS = {
     "a3": "volume inference, windows in the plane of true slices",
     "a4": "volume inference, whole padded slices",
     "a4b": "the same as configured: bfloat16 autocast",
+    "t1": "picture inference, same tiles in every step, votes and noise",
+    "t2": "picture inference as configured, tiles blended in every step",
+    "b1": "fp32 training step and EMA, prepared batches",
+    "b1b": "the same as configured: bfloat16 autocast",
+    "b2": "5 members x 50 calls, same solver and noise",
+    "b3": "5 members x 50 calls of the project's solver against x 1000 calls",
+    "b3b": "the bundle's own members and calls, as configured, against 5 members x 1000 calls",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
     "h": "optimiser and EMA step",
@@ -30,8 +37,22 @@ CONTENTS = {
     "o2": "whole slices with channels_last",
     "o3": "whole slices with torch.compile",
 }
+HIPPOCAMPUS = "cdal_hippocampus"
+CDAL_PICTURES = ("cdal_monuseg", "cdal_lung_cxr")
+MEDSEGDIFF = ("medsegdiff_isic", "medsegdiff_v2_isic")
+_OF_ALL_CDAL = (HIPPOCAMPUS, *CDAL_PICTURES)
+MEASURED_FOR = {
+    **dict.fromkeys(("a1", "a1b", "a1e"), _OF_ALL_CDAL),
+    **dict.fromkeys(("t1", "t2"), CDAL_PICTURES),
+    **dict.fromkeys(("b1", "b1b", "b2", "b3", "b3b"), MEDSEGDIFF),
+}
 CPU_ONLY = {"d", "e"}
 PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")
+
+
+def content_of(name: str, bundle: str) -> str:
+    """What a row did, in words: named after its bundle, unless that is the hippocampus, which came first."""
+    return CONTENTS[name] if bundle == HIPPOCAMPUS else f"{bundle}: {CONTENTS[name]}"
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:
@@ -68,9 +89,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ("git", *arguments), cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         tracked = git("status", "--porcelain", "--untracked-files=no")
@@ -113,8 +132,7 @@ def markdown(content: dict[str, list]) -> str:
         "Opponent time / project time, above 1 where the project is faster: ratio of the medians, with the "
         "range of the single pairs.",
         "",
-        "| row | device | content | opponent | ratio (range) | opponent s | project s | peak MB | gate "
-        "| run |",
+        "| row | device | content | opponent | ratio (range) | opponent s | project s | peak MB | gate | run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for device in ("cpu", "cuda"):
@@ -123,8 +141,10 @@ def markdown(content: dict[str, list]) -> str:
                 continue
             rows = [row for row in content["rows"] if row["name"] == name and row["device"] == device]
             lines += [_line(row, _number(environments, row["environment"])) for row in rows]
-            if not rows:
-                lines.append(f"| {name} | {device} | {text} | | not run | | | | not run | |")
+            found = {row["content"] for row in rows}
+            wanted = [content_of(name, bundle) for bundle in MEASURED_FOR.get(name, ())]
+            missing = [text for text in wanted if text not in found] if wanted else [] if rows else [text]
+            lines += [f"| {name} | {device} | {text} | | not run | | | | not run | |" for text in missing]
     for sweep in content["sweeps"]:
         lines += ["", *_sweep_lines(sweep, _number(environments, sweep["environment"]))]
     lines += ["", "Measured on:", ""]
@@ -162,7 +182,7 @@ def _line(row: dict[str, Any], run: int) -> str:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    shown = ("kind", "volumes", "members", "steps", "max_batch_size", "precision", "weights", "batch")
+    shown = ("kind", "size", "volumes", "members", "steps", "max_batch_size", "precision", "weights", "batch")
     parts = [f"{key} {row['details'][key]}" for key in shown if key in row["details"]]
     if "limit" in row["details"]:
         parts.append(f"{row['details']['limit']['share']:.0%} of the speed of a matrix product")
@@ -173,11 +193,12 @@ def _kind(row: dict[str, Any]) -> str:
 
 def _sweep_lines(sweep: dict[str, Any], run: int) -> list[str]:
     peaks = ["-" if mb is None else f"{mb:.0f}" for mb in sweep["peak_mb"]]
+    each = sweep.get("line_over", "each")
     return [
         f"| {sweep['axis']} ({sweep['device']}, run {run}) | " + " | ".join(map(str, sweep["points"])) + " |",
         "|---" * (len(sweep["points"]) + 1) + "|",
-        "| s per volume | " + " | ".join(f"{value:.3g}" for value in sweep["median_s"]) + " |",
+        f"| s per {sweep.get('unit', 'volume')} | " + " | ".join(f"{value:.3g}" for value in sweep["median_s"]) + " |",
         "| peak MB | " + " | ".join(peaks) + " |",
         "",
-        f"Line: {sweep['slope_s']:.3g} s each + {sweep['intercept_s']:.3g} s; misfit {sweep['misfit']:.0%}.",
+        f"Line: {sweep['slope_s']:.3g} s {each} + {sweep['intercept_s']:.3g} s; misfit {sweep['misfit']:.0%}.",
     ]

@@ -66,7 +66,7 @@ def whole_slices(subject: Subject) -> Iterator[Row]:
     whole = inference_of(SimpleInferer(), subject.segmenter())
     for row in _other_windows(subject, "a4", whole):
         if row.project_samples:
-            work = over_volumes(whole, _timed_volumes(subject))
+            work = over_volumes(whole, timed_volumes(subject))
             row.details["limit"] = share_of_limit(work, row.ratio()["project_s"], subject.device)
         yield row
 
@@ -80,7 +80,7 @@ def configured_slices(subject: Subject) -> Iterator[Row]:
 
 
 def _other_windows(subject: Subject, name: str, predict: Predict) -> Iterator[Row]:
-    gate = _quality_gate(subject, _cubes_dice, predict, "32^3 windows of row a2, which equal the naive ones")
+    gate = quality_gate(subject, _cubes_dice, predict, "32^3 windows of row a2, which equal the naive ones")
     kind = "same network, steps and number of members; other windows, and in a4 other slice axes"
     for filters in FILTERS if gate.passed else FILTERS[:1]:
         yield _against_naive(subject, name, filters, gate, predict, kind)
@@ -88,27 +88,27 @@ def _other_windows(subject: Subject, name: str, predict: Predict) -> Iterator[Ro
 
 def _against_naive(subject: Subject, name: str, filters: str, gate: Gate, predict: Predict, kind: str) -> Row:
     row = Row(name, CONTENTS[name], f"{NAIVE} ({filters})", subject.device, gate)
-    row.details = _details(subject, kind)
-    volumes = _timed_volumes(subject)
+    row.details = details_of(subject, kind)
+    volumes = timed_volumes(subject)
     opponent = over_volumes(_naive(subject, filters), volumes)
     return measure(row, opponent, over_volumes(predict, volumes), subject.pairs)
 
 
-def _timed_volumes(subject: Subject) -> list[Tensor]:
+def timed_volumes(subject: Subject) -> list[Tensor]:
+    """The first test cases."""
     return [subject.volume(index)[0] for index in range(min(subject.volumes, len(subject.test_items)))]
 
 
-def _quality_gate(
-    subject: Subject, opponent: Callable[[Subject], list[float]], project: Predict, what: str
-) -> Gate:
+def quality_gate(subject: Subject, opponent: Callable[[Subject], list[float]], project: Predict, what: str) -> Gate:
+    """The Dice gate over the test cases; it refuses random weights before anything is run."""
     if not subject.has_weights:
         return Gate(False, "Dice: no trained weights were given, so nothing can be said")
-    gate = dice_gate(opponent(subject), _dice(subject, project), data=subject.data_name)
+    gate = dice_gate(opponent(subject), dice_of(subject, project), data=subject.data_name)
     gate.text += f"; opponent: {what}"
     return gate
 
 
-def _dice(subject: Subject, predict: Predict) -> list[float]:
+def dice_of(subject: Subject, predict: Predict) -> list[float]:
     """Mean foreground Dice of every test case, on the preprocessed grid."""
     scores = []
     for index in range(len(subject.test_items)):
@@ -120,12 +120,12 @@ def _dice(subject: Subject, predict: Predict) -> list[float]:
 
 @cache
 def _cubes_dice(subject: Subject) -> list[float]:
-    return _dice(subject, _cubes(subject))
+    return dice_of(subject, _cubes(subject))
 
 
 @cache
 def _whole_dice(subject: Subject) -> list[float]:
-    return _dice(subject, inference_of(SimpleInferer(), subject.segmenter()))
+    return dice_of(subject, inference_of(SimpleInferer(), subject.segmenter()))
 
 
 def _naive(subject: Subject, filters: str, **settings) -> Predict:
@@ -137,7 +137,8 @@ def _cubes(subject: Subject, **settings) -> Predict:
     return inference_of(cube_inferer(WINDOWS_AT_ONCE), network)
 
 
-def _details(subject: Subject, kind: str) -> dict:
+def details_of(subject: Subject, kind: str) -> dict:
+    """Settings that belong to every row of inference."""
     network = subject.segmenter()
     return {
         "kind": kind,
@@ -154,7 +155,7 @@ def _details(subject: Subject, kind: str) -> dict:
 def options(subject: Subject) -> Iterator[Row]:
     """Rows o1 to o3: what an option gains over whole slices in fp32, eager. bfloat16 needs the Dice gate."""
     plain = inference_of(SimpleInferer(), subject.segmenter())
-    volumes = _timed_volumes(subject)
+    volumes = timed_volumes(subject)
     yield _option(subject, "o1", "bfloat16 autocast", plain, _autocast(subject), volumes, exact=False)
     yield _option(subject, "o2", "channels_last", plain, _channels_last(subject), volumes, exact=True)
     if subject.compile:
@@ -176,9 +177,9 @@ def _option(
         share = float(torch.stack(changed).mean())
         gate = Gate(share < 1e-3, f"labels: {share:.1e} of the voxels differ, bound 1e-03")
     else:
-        gate = _quality_gate(subject, _whole_dice, other, "fp32")
+        gate = quality_gate(subject, _whole_dice, other, "fp32")
     row = Row(name, f"whole slices with {content}", "the same in fp32, eager", subject.device, gate)
-    row.details = {**_details(subject, "option"), "option": content}
+    row.details = {**details_of(subject, "option"), "option": content}
     return measure(row, over_volumes(plain, volumes), over_volumes(other, volumes), subject.pairs)
 
 

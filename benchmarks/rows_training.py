@@ -1,4 +1,4 @@
-"""Rows a1, h and e: the training step, its optimiser and average, and the data it is fed."""
+"""Rows a1, b1, h and e: the training step, its optimiser and average, and the data it is fed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from ignite.engine import Engine
 from ignite.handlers import EMAHandler
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer, Trainer
 from torch import Tensor
 
 from benchmarks.gates import exact_gate
 from benchmarks.harness import Gate, Row, measure, timed
-from benchmarks.naive import FILTERS, ema_loop, use_naive_filters
-from benchmarks.report import CONTENTS
+from benchmarks.naive import FILTERS, ema_loop, use_naive_attention, use_naive_filters
+from benchmarks.report import content_of
 from benchmarks.subject import Subject, randomise
 from shared_components.spatial_attention.trainer import SpatialAttentionTrainer
 
-STEPS = 4
 LOSS_BOUND = 1e-4
 AMP_BOUND = 0.05
 WEIGHT_BOUND = 1e-6
-NAIVE_STEP = "eager fp32, FIR by zero insertion, per-parameter EMA loop (ignite EMAHandler)"
+NAIVE_STEPS = {
+    "a": "eager fp32, FIR by zero insertion, per-parameter EMA loop (ignite EMAHandler)",
+    "b": "eager fp32, attention by its formula, per-parameter EMA loop (ignite EMAHandler)",
+}
 
 
 class Side:
@@ -38,22 +41,20 @@ class Side:
         loader: of batches; only their number is needed here.
     """
 
-    def __init__(
-        self, subject: Subject, filters: str | None, amp: bool | None, loader: Sequence | DataLoader
-    ) -> None:
+    def __init__(self, subject: Subject, filters: str | None, amp: bool | None, loader: Sequence | DataLoader) -> None:
         parser = subject.config(**({} if amp is None else {"amp": amp}))
         torch.manual_seed(subject.seed)
-        networks = parser.get_parsed_content("network"), parser.get_parsed_content("discriminator")
-        for network in networks:
+        names = [name for name in ("network", "discriminator") if parser.get(name) is not None]
+        for network in [parser.get_parsed_content(name) for name in names]:
             randomise(network)
             if filters is not None:
-                use_naive_filters(network, filters)
+                use_naive_attention(use_naive_filters(network, filters))
         self.trainer = make_trainer(parser, loader, filters is not None)
         self.losses: list[float] = []
         self.trainer.add_event_handler("ITERATION_COMPLETED", self._note)
 
     def _note(self, engine: Engine) -> None:
-        self.losses.append(engine.state.output["loss"])
+        self.losses.append(float(torch.as_tensor(engine.state.output["loss"]).detach()))
 
     def __call__(self) -> None:
         """Train through the loader once."""
@@ -61,17 +62,17 @@ class Side:
         self.trainer.run()
 
 
-def make_trainer(parser: ConfigParser, loader: Any, naive: bool) -> SpatialAttentionTrainer:
+def make_trainer(parser: ConfigParser, loader: Any, naive: bool) -> Trainer:
     """The configuration's trainer with no handler but the average's: nothing is validated or written."""
     content = parser.get_parsed_content
     network = content("network")
     momentum = parser["ema"]["momentum"]
     average = EMAHandler(network, momentum=momentum) if naive else content("ema")
     chosen = parser["train#trainer"]
-    names = [
-        key for key in chosen if key not in {"_target_", "train_data_loader", "train_handlers", "max_epochs"}
-    ]
-    return SpatialAttentionTrainer(
+    names = [key for key in chosen if key not in {"_target_", "train_data_loader", "train_handlers", "max_epochs"}]
+    cdal = chosen["_target_"].endswith(SpatialAttentionTrainer.__name__)
+    kind = SpatialAttentionTrainer if cdal else SupervisedTrainer
+    return kind(
         max_epochs=1,
         train_data_loader=loader,
         train_handlers=[average],
@@ -88,26 +89,41 @@ def losses_of(subject: Subject, filters: str | None, amp: bool, batches: list) -
 
 
 def training_step(subject: Subject) -> Iterator[Row]:
-    """Rows a1 (fp32, equal losses), a1b (as configured: bfloat16 where it pays), a1e (with loading)."""
-    batches = subject.batches(STEPS)
+    """Rows a1 (fp32, equal losses), a1b (as configured: bfloat16 where it pays), a1e (with loading).
+
+    For MedSegDiff they are called b1 and b1b; it has no filters whose form would matter, and no b1e.
+    """
+    batches = subject.batches(subject.steps)
     amp = bool(subject.config().get_parsed_content("amp"))
     ours = losses_of(subject, None, False, batches)
     mixed = losses_of(subject, None, True, batches) if amp else ours
-    for filters in FILTERS:
+    for filters in FILTERS if _family(subject) == "a" else FILTERS[:1]:
         plain = losses_of(subject, filters, False, batches)
-        what = f"losses of {STEPS} fp32 steps"
+        what = f"losses of {subject.steps} fp32 steps"
         gate = exact_gate([torch.tensor(plain)], [torch.tensor(ours)], LOSS_BOUND, what)
-        yield _step_row(subject, "a1", filters, gate, batches, False)
+        yield _step_row(subject, "1", filters, gate, batches, False)
         if amp:
             gap = float(np.abs(np.array(mixed) / np.array(plain) - 1).max())
             text = f"losses within {gap:.2%}, bound {AMP_BOUND:.0%}; not exact"
             loose = Gate(gate.passed and gap < AMP_BOUND, text)
-            yield _step_row(subject, "a1b", filters, loose, batches, True)
-        yield with_loading(subject, filters, gate, amp)
+            yield _step_row(subject, "1b", filters, loose, batches, True)
+        if _family(subject) == "a":
+            yield with_loading(subject, filters, gate, amp)
+
+
+def _family(subject: Subject) -> str:
+    """First letter of the rows: a for cDAL, b for MedSegDiff."""
+    return "b" if subject.bundle.startswith("medsegdiff") else "a"
+
+
+def _opponent(subject: Subject, filters: str) -> str:
+    family = _family(subject)
+    return NAIVE_STEPS[family] + (f" ({filters})" if family == "a" else "")
 
 
 def _step_row(subject: Subject, name: str, filters: str, gate: Gate, batches: list, amp: bool) -> Row:
-    row = Row(name, CONTENTS[name], f"{NAIVE_STEP} ({filters})", subject.device, gate)
+    name = _family(subject) + name
+    row = Row(name, content_of(name, subject.bundle), _opponent(subject, filters), subject.device, gate)
     row.details = _details(subject, "same work", amp) | {"batch": tuple(batches[0]["image"].shape)}
     slow, fast = Side(subject, filters, False, batches), Side(subject, None, amp, batches)
     return measure(row, slow, fast, subject.pairs)
@@ -115,18 +131,18 @@ def _step_row(subject: Subject, name: str, filters: str, gate: Gate, batches: li
 
 def with_loading(subject: Subject, filters: str, gate: Gate, amp: bool) -> Row:
     """Row a1e: a short epoch, transform chain and naive step against cached data and the default step."""
-    opponent = f"{NAIVE_STEP} ({filters}), no cached data"
-    row = Row("a1e", CONTENTS["a1e"], opponent, subject.device, gate)
+    opponent = f"{_opponent(subject, filters)}, no cached data"
+    row = Row("a1e", content_of("a1e", subject.bundle), opponent, subject.device, gate)
     row.details = _details(subject, "default vs default", amp)
     size = int(subject.config()["batch_size"])
-    cached, uncached = datasets(subject, STEPS * size)
+    cached, uncached = datasets(subject, subject.steps * size)
     slow = Side(subject, filters, False, DataLoader(uncached, batch_size=size, shuffle=True))
     fast = Side(subject, None, amp, DataLoader(cached, batch_size=size, shuffle=True))
     return measure(row, slow, fast, subject.pairs)
 
 
 def _details(subject: Subject, kind: str, amp: bool) -> dict[str, Any]:
-    return {"kind": kind, "steps_timed": STEPS, "precision": "bf16" if amp else "fp32", "compile": False,
+    return {"kind": kind, "steps_timed": subject.steps, "precision": "bf16" if amp else "fp32", "compile": False,
             "data": subject.data_name}  # fmt: skip
 
 
@@ -147,7 +163,7 @@ def loading(subject: Subject) -> Row:
         1e-6,
         "images of four cases from the same random state",
     )
-    row = Row("e", "training transforms, epochs 2 and later", "the transform chain from file", "cpu", gate)
+    row = Row("e", content_of("e", subject.bundle), "the transform chain from file", "cpu", gate)
     row.details = {"kind": "same crops", "cases": len(cached), "data": subject.data_name,
                    "seconds_to_check_and_cache": filling.seconds}  # fmt: skip
 
@@ -182,9 +198,7 @@ class OptimiserStep:
         chosen = parser["optimizer"]
         self.optimizer = parser.get_parsed_content("optimizer")
         if naive:
-            options = {
-                key: value for key, value in self.optimizer.defaults.items() if key in {"lr", "betas", "eps"}
-            }
+            options = {key: value for key, value in self.optimizer.defaults.items() if key in {"lr", "betas", "eps"}}
             kind = getattr(torch.optim, chosen["_target_"].rsplit(".", 1)[-1])
             options["weight_decay"] = chosen.get("weight_decay", 0.0)
             self.optimizer = kind(self.network.denoiser.parameters(), foreach=False, **options)
@@ -222,7 +236,7 @@ def optimiser_step(subject: Subject) -> Row:
     gate = exact_gate(slow.averages, fast.averages, WEIGHT_BOUND, "averaged weights after ten steps")
     row = Row(
         "h",
-        "optimiser and EMA step",
+        content_of("h", subject.bundle),
         "Adam(foreach=False), EMA one parameter at a time",
         subject.device,
         gate,

@@ -9,19 +9,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402  (after the number of threads is set)
 
-from benchmarks import rows_inference, rows_training  # noqa: E402
+from benchmarks import rows_inference, rows_medsegdiff, rows_tiles, rows_training  # noqa: E402
 from benchmarks.harness import Row  # noqa: E402
-from benchmarks.report import Results, environment  # noqa: E402
+from benchmarks.report import CDAL_PICTURES, HIPPOCAMPUS, MEDSEGDIFF, Results, environment  # noqa: E402
 from benchmarks.rows_staple import staple_rows  # noqa: E402
 from benchmarks.rows_synthesis import synthesis_rows  # noqa: E402
-from benchmarks.subject import Subject  # noqa: E402
-from benchmarks.sweeps import sweeps  # noqa: E402
+from benchmarks.subject import PHANTOMS, Subject  # noqa: E402
+from benchmarks.sweeps import size_sweep, sweeps  # noqa: E402
 from shared_components.errors import InputError, install_one_line_errors  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -42,44 +43,51 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "f": lambda subject: synthesis_rows(subject.pairs, subject.seed),
     "h": _one(rows_training.optimiser_step),
     "options": rows_inference.options,
+    "t1": rows_tiles.exact_tiles,
+    "t2": rows_tiles.blended_tiles,
+    "b1": rows_training.training_step,
+    "b2": rows_medsegdiff.exact_members,
+    "b3": rows_medsegdiff.fewer_calls,
 }
-SWEEPS = "sweeps"
+SWEEPS: dict[str, Callable[[Subject], list[dict[str, Any]]]] = {
+    "sweeps": sweeps,
+    "sizes": lambda subject: [size_sweep(subject)],
+}
+ROWS_OF = {
+    HIPPOCAMPUS: ("a1", "a2", "a3", "a4", "a4b", "d", "e", "f", "h", "options", "sweeps"),
+    **dict.fromkeys(CDAL_PICTURES, ("a1", "t1", "t2", "sizes")),
+    **dict.fromkeys(MEDSEGDIFF, ("b1", "b2", "b3")),
+}
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    known = [*ROWS, SWEEPS]
-    parser.add_argument("--rows", default=",".join(known), help="which of them, separated by commas")
-    parser.add_argument(
-        "--weights", type=Path, help="trained weights; random ones without, and no Dice gate passes"
-    )
-    parser.add_argument("--dataset_dir", type=Path, help="data set in MSD layout; phantoms without")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--bundle", choices=list(PHANTOMS), default=HIPPOCAMPUS)
+    parser.add_argument("--rows", help="which of the bundle's rows, separated by commas; all without")
+    parser.add_argument("--weights", type=Path, help="trained weights; random ones without, and no Dice gate passes")
+    parser.add_argument("--dataset_dir", type=Path, help="data set of the bundle; phantoms without")
     parser.add_argument("--output", type=Path, required=True, help="folder of results.json and results.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--pairs", type=int, default=3, help="interleaved pairs of timings")
     parser.add_argument("--volumes", type=int, default=2, help="test volumes in a timing of inference")
+    parser.add_argument("--steps", type=int, default=4, help="training steps in a timing of training")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--compile", action="store_true", help="measure torch.compile as well, which takes minutes"
-    )
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile as well, which takes minutes")
     chosen = parser.parse_args(argv)
-    chosen.rows = [name for name in chosen.rows.split(",") if name]
+    known = ROWS_OF[chosen.bundle]
+    chosen.rows = list(known) if chosen.rows is None else [name for name in chosen.rows.split(",") if name]
     unknown = [name for name in chosen.rows if name not in known]
     if unknown:
-        raise InputError(f"--rows {','.join(unknown)}: no such row; known are {', '.join(known)}")
+        raise InputError(f"--rows {','.join(unknown)}: no such row of {chosen.bundle}; its rows are {', '.join(known)}")
     for name in ("weights", "dataset_dir"):
         if getattr(chosen, name) is not None and not getattr(chosen, name).exists():
-            raise InputError(
-                f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without"
-            )
+            raise InputError(f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device; its rows stay 'not run'")
-    if chosen.pairs < 1 or chosen.volumes < 1 or chosen.threads < 1:
-        raise InputError("--pairs, --volumes and --threads: expected whole numbers of at least 1")
+    if min(chosen.pairs, chosen.volumes, chosen.threads, chosen.steps) < 1:
+        raise InputError("--pairs, --volumes, --steps and --threads: expected whole numbers of at least 1")
     return chosen
 
 
@@ -91,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     results = Results(chosen.output)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        shared = ("weights", "dataset_dir", "device", "pairs", "volumes", "seed", "compile")
+        shared = ("bundle", "weights", "dataset_dir", "device", "pairs", "volumes", "steps", "seed", "compile")
         subject = Subject(Path(folder), **{name: getattr(chosen, name) for name in shared})
         found_on = environment(chosen.device, chosen.seed)
         for name in chosen.rows:
-            if name == SWEEPS:
-                for sweep in sweeps(subject):
+            if name in SWEEPS:
+                for sweep in SWEEPS[name](subject):
                     results.add("sweeps", sweep, found_on)
                 continue
             for row in ROWS[name](subject):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -14,11 +15,17 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 from torch import Tensor, nn
 
-from shared_components.data.datalists import datalist
 from shared_components.data.phantoms import make_phantoms
 from shared_components.training.checkpoints import LoadWeights
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "cdal_hippocampus"
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+PHANTOMS = {
+    "cdal_hippocampus": "hippocampus",
+    "cdal_monuseg": "nuclei",
+    "cdal_lung_cxr": "lungs",
+    "medsegdiff_isic": "lesion",
+    "medsegdiff_v2_isic": "lesion",
+}
 
 
 @dataclass(eq=False)
@@ -27,11 +34,13 @@ class Subject:
 
     Attributes:
         work_dir: for phantoms, which stand in for an absent data set.
+        bundle: name of the bundle, one of `PHANTOMS`, which has the kind of phantoms for each.
         weights: of the network; random ones (under which no Dice gate can pass) where the file is absent.
-        dataset_dir: MSD layout; phantoms where ``None``.
+        dataset_dir: in a layout that the bundle reads; phantoms where ``None``.
         device: ``cpu`` or ``cuda``.
         pairs: interleaved pairs to time.
         volumes: how many test cases the timings of whole volumes use.
+        steps: training steps in a timing of training.
         seed: of random weights and of the training step's draws.
         compile: also measure `torch.compile`, which takes minutes to compile.
         num_phantoms: how many to make; 160 have the 40 test cases that the Dice gate asks for.
@@ -39,11 +48,13 @@ class Subject:
     """
 
     work_dir: Path
+    bundle: str = "cdal_hippocampus"
     weights: Path | None = None
     dataset_dir: Path | None = None
     device: str = "cpu"
     pairs: int = 3
     volumes: int = 2
+    steps: int = 4
     seed: int = 0
     compile: bool = False
     num_phantoms: int = 160
@@ -52,12 +63,18 @@ class Subject:
     def config(self, **overrides: Any) -> ConfigParser:
         """Parse the training configuration afresh: every call makes new networks and optimisers.
 
-        It is the one with the discriminator, whose step is the method's whole training step.
+        Of cDAL it is the one with the discriminator, whose step is the method's whole training step.
         """
+        return self._parse(("train", "attention"), overrides)
+
+    def _parse(self, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+        """Parse those of the configuration files that the bundle has."""
+        bundle = BUNDLES / self.bundle
+        files = [bundle / "configs" / f"{name}.json" for name in names]
         parser = ConfigParser()
-        parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "attention")])
+        parser.read_config([str(file) for file in files if file.is_file()])
         settings = {
-            "bundle_root": str(BUNDLE),
+            "bundle_root": str(bundle),
             "dataset_dir": str(self.data_folder),
             "output_dir": str(self.work_dir),
             "device": self.device,
@@ -72,7 +89,8 @@ class Subject:
         """Folder of the cases."""
         if self.dataset_dir is not None:
             return Path(self.dataset_dir).absolute()
-        return make_phantoms(self.work_dir / "phantoms", num_cases=self.num_phantoms)
+        folder = self.work_dir / f"phantoms_{self.bundle}"
+        return make_phantoms(folder, num_cases=self.num_phantoms, kind=PHANTOMS[self.bundle])
 
     @property
     def data_name(self) -> str:
@@ -107,17 +125,16 @@ class Subject:
 
     def training_data(self, cases: int) -> Dataset:
         """The configuration's training dataset of the first ``cases`` cases, of all if there are fewer."""
-        labels = self.config().get_parsed_content("labels")
-        chosen = datalist(self.data_folder, "train", labels)[:cases]
+        chosen = self.config().get_parsed_content("train#dataset#data")[:cases]
         return self.config(**{"train#dataset#data": chosen}).get_parsed_content("train#dataset")
 
     @cached_property
     def test_items(self) -> list[dict[str, str]]:
         """Image and label files of the test section."""
-        return datalist(self.data_folder, "test", self.config().get_parsed_content("labels"))
+        return self._parse(("train", "attention", "evaluate"), {}).get_parsed_content("validate#dataset#data")
 
     def volume(self, index: int, label: bool = False) -> tuple[Tensor, Tensor | None]:
-        """One preprocessed test image (1, K, H, W, D) and, if asked for, its label map (1, H, W, D)."""
+        """One preprocessed test image (1, K, H, W[, D]) and, if asked for, its label map (1, H, W[, D])."""
         keys = ["image", "label"] if label else ["image"]
         item = self._preprocessing({key: self.test_items[index][key] for key in ("image", "label")})
         values = [item[key].as_tensor().to(self.device) for key in keys]
@@ -125,7 +142,12 @@ class Subject:
 
     @cached_property
     def _preprocessing(self) -> Compose:
-        return Compose(self.config().get_parsed_content("train#deterministic_transforms"))
+        """What precedes the random transforms; the bundles of pictures normalise among or after those."""
+        parser = self.config()
+        transforms = list(parser.get_parsed_content("train#deterministic_transforms"))
+        if "@normalisation" in parser["random_transforms"]:
+            transforms.append(parser.get_parsed_content("normalisation"))
+        return Compose(transforms)
 
 
 def randomise(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""How the cost of whole-volume inference grows: members, steps, depth."""
+"""How the cost of inference grows: members, steps and depth of volumes, size of pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from benchmarks.harness import peak_memory, timed
 from benchmarks.rows_inference import inference_of
 from benchmarks.subject import Subject
+from shared_components.bundle_tools.settings import bfloat16_pays
 
 MEMBERS = (1, 2, 5, 10)
 STEPS = (1, 2)
 DEPTHS = (16, 32, 48, 64)
 IN_PLANE = (40, 56)
+SIZES = (256, 512, 1024, 1536, 2048)
 
 
 def sweeps(subject: Subject, members=MEMBERS, steps=STEPS, depths=DEPTHS) -> list[dict[str, Any]]:
@@ -35,10 +37,35 @@ def sweeps(subject: Subject, members=MEMBERS, steps=STEPS, depths=DEPTHS) -> lis
     ]
 
 
+def size_sweep(subject: Subject, sizes=SIZES) -> dict[str, Any]:
+    """Time one member on random square pictures, as configured, with a line through their area in megapixels."""
+    generator = torch.Generator().manual_seed(subject.seed)
+    network = subject.segmenter(num_samples=1, amp=bfloat16_pays())
+    channels = int(subject.config()["num_channels"])
+    predict = inference_of(SimpleInferer(), network)
+
+    def case(size: int) -> tuple[Callable, Tensor]:
+        return predict, torch.randn(1, channels, size, size, generator=generator).to(subject.device)
+
+    found = sweep(subject, f"{subject.bundle}, one member: image size", sizes, case, lambda size: size**2 / 1e6)
+    return found | {"unit": "picture", "line_over": "each megapixel"}
+
+
 def sweep(
-    subject: Subject, axis: str, points, case: Callable[[int], tuple[Callable, Tensor]]
+    subject: Subject,
+    axis: str,
+    points,
+    case: Callable[[int], tuple[Callable, Tensor]],
+    cost: Callable[[int], float] = float,
 ) -> dict[str, Any]:
     """Time one axis, its points interleaved, and fit a straight line through the medians.
+
+    Args:
+        subject: what is run, and how often.
+        axis: its name.
+        points: along the axis.
+        case: function and input of a point.
+        cost: what the line runs over, of a point.
 
     Returns:
         ``axis``, ``points``, ``samples`` (seconds, point by point), ``median_s``, ``peak_mb``, and of the
@@ -55,8 +82,9 @@ def sweep(
         for taken, (predict, volume) in zip(samples, cases, strict=True):
             taken.append(timed(lambda p=predict, v=volume: p(v), subject.device).seconds)
     medians = [float(np.median(taken)) for taken in samples]
-    slope, intercept = np.polyfit(points, medians, 1)
-    line = slope * np.asarray(points) + intercept
+    costs = [cost(point) for point in points]
+    slope, intercept = np.polyfit(costs, medians, 1)
+    line = slope * np.asarray(costs) + intercept
     return {
         "axis": axis,
         "device": subject.device,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.harness import Gate, Row, Sample
-from benchmarks.report import CONTENTS, CPU_ONLY, Results, environment
+from benchmarks.report import CONTENTS, CPU_ONLY, HIPPOCAMPUS, MEASURED_FOR, Results, content_of, environment
 from benchmarks.run import arguments
 from shared_components.errors import InputError
 
@@ -29,8 +29,18 @@ def test_rows_never_run_say_so(tmp_path):
     Results(tmp_path).add("rows", measured("a4", 6.0, 2.0).record(), environment("cpu", 0))
     table = table_of(tmp_path)
     assert len(table) == 2 * len(CONTENTS) - len(CPU_ONLY)
+    text = (tmp_path / "results.md").read_text()
+    for name, bundles in MEASURED_FOR.items():
+        assert all(f"| {name} | cpu | {content_of(name, bundle)} |" in text for bundle in bundles)
     assert "**3.00** (3.00 to 3.00)" in table["a4", "cpu"]
     assert all("not run" in line for key, line in table.items() if key != ("a4", "cpu"))
+
+
+def test_a_row_of_one_bundle_leaves_the_others_not_run(tmp_path):
+    Results(tmp_path).add("rows", measured("a1", 6.0, 2.0).record(), environment("cpu", 0))
+    lines = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a1 | cpu")]
+    assert len(lines) == len(MEASURED_FOR["a1"]) and content_of("a1", HIPPOCAMPUS) == CONTENTS["a1"]
+    assert sum("not run" in line for line in lines) == len(lines) - 1
 
 
 def test_a_failed_gate_prints_no_ratio(tmp_path):
