@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from shared_components.data.phantoms_msd import msd_description
+
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidneys": 3, "aorta": 4, "bones": 5}
 FILES = ("imagesTr/{}.nii.gz", "labelsTr/{}.nii.gz")
 _VERSION = 1
@@ -72,17 +74,4 @@ def _acquire(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def describe(num_cases: int, seed: int) -> dict[str, Any]:
     """Return the content of ``dataset.json``, which also marks the set as complete."""
-    names = [f"phantom_{index:03d}.nii.gz" for index in range(num_cases)]
-    return {
-        "name": "Organ phantoms",
-        "description": "Synthetic volumes for demonstrations; no patient data",
-        "licence": "CC0 1.0",
-        "tensorImageSize": "3D",
-        "modality": {"0": "CT"},
-        "labels": {str(value): name for name, value in LABELS.items()},
-        "numTraining": num_cases,
-        "numTest": 0,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
-        "test": [],
-        "phantoms": {"version": _VERSION, "num_cases": num_cases, "seed": seed},
-    }
+    return msd_description("Organ phantoms", "CT", LABELS, _VERSION, num_cases, seed)

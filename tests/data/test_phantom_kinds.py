@@ -256,3 +256,11 @@ def test_the_hippocampus_set_is_what_it_was():
     assert image.shape == label.shape == (38, 55, 40)
     assert np.bincount(label.flat).tolist() == [80680, 1698, 1222]
     assert float(image.mean()) == pytest.approx(52018.94, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "last"), [("hippocampus", {"2": "posterior"}), ("organs", {"5": "bones"})])
+def test_volumes_are_described_as_in_the_decathlon(kind, last, tmp_path):
+    described = json.loads((make_phantoms(tmp_path / "set", 3, 0, kind) / "dataset.json").read_text())
+    labels = described["labels"]
+    assert labels["0"] == "background" and dict([list(labels.items())[-1]]) == last
+    assert described["numTraining"] == len(described["training"]) == 3
