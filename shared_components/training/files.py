@@ -18,21 +18,36 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     """`torch.save` to a temporary file, force it to the disk, then rename.
 
     Whatever moment the process is killed at, ``path`` holds the previous content or the new one, complete.
+
+    Raises:
+        InputError: the folder cannot be written to or is full; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch turns some of the system's errors into its own
+        _remove(temporary)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: cannot be written ({reason}); free some space or choose another output_dir"
+        ) from error
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _remove(temporary)
         raise
     return path
+
+
+def _remove(temporary: str | None) -> None:
+    if temporary is not None:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def load_safely(path: str | os.PathLike) -> Any:
@@ -50,12 +65,17 @@ def load_safely(path: str | os.PathLike) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: holds more than tensors and was not loaded; save a plain state dict") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: truncated or corrupt; use an intact copy of the file") from error
+        what = f" ({error})" if isinstance(error, _WrongSum) else ""
+        raise InputError(f"{path}: truncated or corrupt{what}; use an intact copy of the file") from error
+
+
+class _WrongSum(ValueError):
+    pass
 
 
 def _check_sums(path: Path) -> None:
     """Compare the checksums that torch writes and does not read; files of the old format have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile(f"{path}: wrong checksum")
+            if (member := archive.testzip()) is not None:
+                raise _WrongSum(f"the checksum of its part {member} does not match")
