@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -117,6 +118,54 @@ def export_bundle(bundle, output):
     from shared_components.bundle_tools.export import export_bundle as run
 
     sys.stdout.write(f"{run(bundle, output)}\n")
+
+
+@SetParseFn(str, "from_", "dataset_dir", "name", "output", "label_column", "patient_pattern", "device")
+@SetParseFn(_integer, "fold", "num_folds", "num_workers")
+@SetParseFn(_number, "memory")
+@SetParseFn(_truth, "skip_bad")
+def adapt_bundle(
+    from_,
+    dataset_dir,
+    name,
+    *,
+    output=None,
+    labels=None,
+    channels=None,
+    label_column=None,
+    patient_pattern=None,
+    fold=None,
+    num_folds=5,
+    device=None,
+    memory=None,
+    skip_bad=False,
+    num_workers=None,
+):
+    """Make a new bundle for a folder of labelled images, its settings derived from them; docs/plan.md says why.
+
+    Args:
+        from_: A segmentation bundle to start from, such as cdal_hippocampus (volumes) or cdal_monuseg (pictures).
+        dataset_dir: The folder. What check_data understands, this does.
+        name: Of the new bundle: letters, digits and underscores.
+        output: Folder to make. Default: bundles/NAME, or NAME where there is no folder bundles.
+        labels: Classes: names as "liver,spleen", or values as "{'kidneys': [2, 3]}". Default: all.
+        channels: Names of the image channels as "T1,T2" (columns of a manifest, files of a case), or their number.
+        label_column: The column or file of labels, where its name does not say.
+        patient_pattern: Regular expression that finds the patient in a case id. Default: printed.
+        fold: Part of the patients that validates. Default: 0.
+        num_folds: How many parts.
+        device: cpu or cuda: what it is to be trained on. Default: CUDA if there is one.
+        memory: GiB that a training may take. Default: four fifths of the GPU's, or half of the machine's.
+        skip_bad: true: leave out cases that cannot be used.
+        num_workers: Threads. Default: the number of CPU cores, at most 8.
+    """
+    from shared_components.bundle_tools.adapt_bundle import adapt_bundle as run
+
+    made = run(
+        from_, dataset_dir, name, output, labels, channels, label_column, patient_pattern, fold, num_folds, device,
+        memory, skip_bad, num_workers,
+    )  # fmt: skip
+    sys.stdout.write(f"{made}\n")
 
 
 @SetParseFn(str, "bundle", "source", "output", "base")
@@ -293,6 +342,7 @@ COMMANDS: dict[str, Callable] = {
         check_data,
         make_phantoms,
         export_bundle,
+        adapt_bundle,
         import_checkpoint,
         prepare_ct_organs,
         prepare_breast_mri,
@@ -321,6 +371,7 @@ def main(arguments: list[str]) -> None:
     if any(option in _HELP_FLAGS[:2] for option in options):
         sys.stdout.write(_command_help(name))
         return
+    options = [re.sub(r"^--from(?==|$)", "--from_", option) for option in options]  # a word of Python's own
     _check_options(name, options)
     try:
         Fire(COMMANDS[name], command=options, name=f"{_NAME} {name}")
@@ -340,10 +391,15 @@ def _overview() -> str:
 def _command_help(name: str) -> str:
     parameters = inspect.signature(COMMANDS[name]).parameters.values()
     usage = [
-        f"--{p.name} {p.name.upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]"
+        f"--{_shown(p.name)} {_shown(p.name).upper()}" if p.default is p.empty else f"[--{p.name} {p.name.upper()}]"
         for p in parameters
     ]
-    return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{inspect.getdoc(COMMANDS[name])}\n"
+    text = inspect.getdoc(COMMANDS[name]).replace("    from_:", "    from:")
+    return f"usage: {_NAME} {name} {' '.join(usage)}\n\n{text}\n"
+
+
+def _shown(parameter: str) -> str:
+    return parameter.rstrip("_")
 
 
 def _check_options(name: str, options: list[str]) -> None:
@@ -359,7 +415,7 @@ def _check_options(name: str, options: list[str]) -> None:
             key, equals, _ = option[2:].partition("=")
             key = key.replace("-", "_")
             if key not in parameters:
-                known = ", ".join(f"--{parameter}" for parameter in parameters)
+                known = ", ".join(f"--{_shown(parameter)}" for parameter in parameters)
                 raise InputError(
                     f"{name}: no option '--{key}'{_nearest(key, parameters, '--')}; options: {known}"
                 )
@@ -376,7 +432,7 @@ def _check_options(name: str, options: list[str]) -> None:
         raise InputError(f"{name}: {num_positional} values without a name; write --option value")
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
     if missing := required[num_positional:]:
-        raise InputError(f"{name}: --{missing[0]} is missing; {_NAME} {name} --help tells the options")
+        raise InputError(f"{name}: --{_shown(missing[0])} is missing; {_NAME} {name} --help tells the options")
 
 
 def _nearest(name: str, known, prefix: str = "") -> str:

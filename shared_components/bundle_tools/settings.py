@@ -214,6 +214,17 @@ def is_demonstration(dataset_dir: str | os.PathLike | None) -> bool:
     return dataset_dir is None and not in_monai_label()
 
 
+def own_data(dataset_dir: str | os.PathLike | None) -> str:
+    """Return the folder of the data of a bundle that was adapted to them and has no demonstration.
+
+    Raises:
+        InputError: none was given.
+    """
+    if dataset_dir is None:
+        raise InputError("dataset_dir is missing: this bundle was adapted to own data; give --dataset_dir FOLDER")
+    return str(dataset_dir)
+
+
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
     """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
     without_data = "monai_label" if in_monai_label() else "phantoms"

@@ -79,6 +79,9 @@ class CaseFolder:
         channels_named: the user, ``dataset.json`` or the manifest says how many channels there are.
         label_column: the manifest's column of labels, or ``None``.
         groups: case id to patient, for cases that must stay in one section.
+        patient_rule: what says so, for people; empty if every case is taken for a patient of its own.
+        patient_pattern: the pattern that says so, if one does (`shared_components.data.split.group_patients`).
+        fold, num_folds: which part of what is not tested validates (`shared_components.data.split.sections`).
     """
 
     root: Path
@@ -92,6 +95,10 @@ class CaseFolder:
     channels_named: bool = True
     label_column: str | None = None
     groups: dict[str, str] = field(default_factory=dict)
+    patient_rule: str = ""
+    patient_pattern: str | None = None
+    fold: int | None = None
+    num_folds: int = 5
 
     @property
     def labelled(self) -> bool:
@@ -226,7 +233,8 @@ class _Finder:
                 self._problem(case, manifest.file, "in no section: its split is empty", "no_section", "warning")
         if manifest.label_column is None:
             self._problem("", manifest.file, manifest.no_label_text, "no_label_column", "warning")
-        more = {"label_column": manifest.label_column, "groups": manifest.groups}
+        rule = "the manifest's column of patients" if manifest.groups else ""
+        more = {"label_column": manifest.label_column, "groups": manifest.groups, "patient_rule": rule}
         return self._folder("manifest", sorted(cases.values(), key=lambda case: case.id), [], **more)
 
     def _report_empty_cells(self, manifest: Manifest, row: Row) -> None:

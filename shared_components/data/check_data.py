@@ -13,6 +13,7 @@ from shared_components.data.cases import CaseFolder, Finding, find_cases
 from shared_components.data.check import AFFINE_TOLERANCE_MM, Labels, check_folder, describe
 from shared_components.data.files import check_json_target, write_json
 from shared_components.data.split import sections
+from shared_components.data.understood import overview_text
 
 
 def check_data(
@@ -52,7 +53,7 @@ def check_data(
     report_file = check_json_target(report, "--report") if report else None
     skip_file = check_json_target(skip_bad, "--skip_bad") if skip_bad else None
     folder = find_cases(dataset_dir, channels or num_channels, label_column)
-    sys.stdout.write("".join(f"{name:<10}{value}\n" for name, value in _overview(folder).items()))
+    sys.stdout.write(overview_text(folder))
     sys.stdout.flush()
     findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims)
     lines = [f"{finding.level:<8} {describe(finding, folder.root)}\n" for finding in findings]
@@ -75,30 +76,6 @@ def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[dict[str, 
     """Return the cases without an error as ``{"image": path or paths, "label": path}``."""
     bad = {finding.case for finding in findings if finding.level == "error"}
     return [case.datalist_item() for case in folder.cases if case.id not in bad and case.images]
-
-
-def _overview(folder: CaseFolder) -> dict[str, str]:
-    counts = ", ".join(f"{section} {len(ids)}" for section, ids in sections(folder).items())
-    tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
-    labels = ", ".join(f"{name} {value}" for name, value in folder.label_names.items())
-    by_rule = "by sorted id" if not folder.groups else "by sorted patient"
-    source = by_rule if folder.split is None else _source_of_split(folder)
-    overview = {
-        "folder": str(folder.root),
-        "layout": folder.layout,
-        "cases": f"{len(folder.cases)}{tests}",
-        "channels": ", ".join(folder.channels),
-    }
-    if folder.layout == "manifest":
-        overview["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
-    if folder.labelled:
-        overview["labels"] = labels or "not named; every whole number from 0 is accepted"
-        overview["split"] = f"{counts} ({source})"
-    return overview
-
-
-def _source_of_split(folder: CaseFolder) -> str:
-    return "split.json" if (folder.root / "split.json").is_file() else "manifest.csv"
 
 
 def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dict[str, Any]:

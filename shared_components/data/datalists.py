@@ -20,7 +20,7 @@ from shared_components.data.check import (
     usual_spatial_dims,
 )
 from shared_components.data.dataset_json import SECTIONS
-from shared_components.data.split import find_leaks, sections
+from shared_components.data.split import find_leaks, group_patients, overlapping, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,9 @@ def datalist(
     channels: Sequence[str] | None = None,
     label_column: str | None = None,
     spatial_dims: int | None = 3,
+    fold: int | None = None,
+    num_folds: int = 5,
+    patient_pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -70,6 +73,9 @@ def datalist(
         label_column: the manifest's column of labels.
         spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images; ``None`` for one that takes
             either: what most of the folder's cases are.
+        fold, num_folds: which part of what is not tested validates; without a fold `sections` has a rule.
+        patient_pattern: regular expression that finds the patient in a case id
+            (`shared_components.data.split.group_patients`); by default a manifest's column, else a case is a patient.
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -88,8 +94,14 @@ def datalist(
         cases, findings = _checked_images(folder, num_channels, **options)
     else:
         _refuse_without_labels(folder)
+        folder.fold, folder.num_folds = fold, num_folds
+        if patient_pattern is not None:
+            group_patients(folder, patient_pattern)
         _refuse_folder(folder, label_conflicts(folder, labels) + _errors(find_leaks(folder)))
-        ids = sections(folder)[section]
+        parts = sections(folder)
+        ids = parts[section]
+        if section == "train" and (shared := overlapping(parts)):
+            logger.warning("%s: one patient to train on: %s holds the same, its scores mean nothing", dataset_dir, shared)
         cases = [case for case in folder.cases if case.id in set(ids)]
         findings = check_cases(folder, cases, labels, num_channels, **options)
         findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]

@@ -28,6 +28,8 @@ PICTURE_FORMAT = "picture_format"
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
 _DEEP_TO_8_BIT = 257
 
+StoredValues = Sequence[int | Sequence[int]] | None
+
 
 class PictureReader(ImageReader):
     """Reads pictures for `monai.transforms.LoadImage` by `shared_components.data.pictures.read_picture`.
@@ -138,9 +140,10 @@ class _ChannelLoader(_FileLoader):
 
 
 class _LabelLoader(_FileLoader):
-    def __init__(self, labels: Labels, numbered: bool = False) -> None:
+    def __init__(self, labels: Labels, numbered: bool = False, stored_values: StoredValues = None) -> None:
         super().__init__(is_label=True)
         self.allowed, self.numbered = allowed_values(labels), numbered
+        self.classes = None if stored_values is None else [ensure_tuple(values) for values in stored_values]
 
     def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
         (name,) = ensure_tuple(filename)
@@ -153,7 +156,15 @@ class _LabelLoader(_FileLoader):
         white = None if self.numbered else full_scale_label(torch.unique(values).int().tolist(), self.allowed)
         if white is not None:
             values = torch.where(values == white[0], float(white[1]), 0.0)
-        return self.result(MetaTensor(values, meta=label.meta))
+        return self.result(MetaTensor(self._numbered_classes(values), meta=label.meta))
+
+    def _numbered_classes(self, values: torch.Tensor) -> torch.Tensor:
+        if self.classes is None:
+            return values
+        numbers = torch.zeros_like(values)
+        for number, stored in enumerate(self.classes, 1):
+            numbers[torch.isin(values, torch.tensor(stored, dtype=values.dtype))] = float(number)
+        return numbers
 
 
 class LoadImageChannelsd(LoadImaged):
@@ -193,6 +204,7 @@ class LoadLabelMapd(LoadImaged):
         labels: Labels = None,
         allow_missing_keys: bool = False,
         image_key: Hashable = "image",
+        stored_values: StoredValues = None,
     ) -> None:
         """Create the transform.
 
@@ -203,12 +215,14 @@ class LoadLabelMapd(LoadImaged):
             allow_missing_keys: leave out keys that the data does not have.
             image_key: the image (file, list of files or loaded image) whose size an annotation is drawn in; without
                 one the picture of the annotation's name is looked for.
+            stored_values: for each class 1, 2, ... the value or the values that files store for it; other values are
+                background. By default a class is stored as its number.
 
         Raises:
             InputError: a label value is no whole number. On loading: the file cannot be understood as a label map.
         """
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self._loader = _LabelLoader(labels)
+        self._loader = _LabelLoader(labels, stored_values=stored_values)
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import random
+import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shared_components.data.cases import Case, CaseFolder, Finding
 from shared_components.data.dataset_json import SECTIONS
+from shared_components.errors import InputError
 
 _BLOCK = 1 << 20
+_FOLD_SEED = 0
+_PATIENT_PATTERNS = (
+    r"^(.+?)[_-](?:slice|frame|tile|img|sl|s|z|f|t)[_-]?\d+$",  # a picture of a volume, a video or a slide
+    r"^(.+?)[_-]?(?:left|right|L|R|OD|OS)$",  # one of two eyes or sides
+)
 
 
 def sections(folder: CaseFolder) -> dict[str, list[str]]:
@@ -25,22 +33,99 @@ def sections(folder: CaseFolder) -> dict[str, list[str]]:
     of their first case, so that none lies in two sections. Nothing is drawn at random, so the sections of a folder are
     always the same. They contain incomplete cases too, so that mending or leaving out a case moves no other case to
     another section.
+
+    With ``folder.fold``, what is not "test" is dealt to ``folder.num_folds`` parts of whole patients, in an order that a
+    constant seed gives: part ``fold`` is "validation", the rest "train"; a "validation" that is given is dealt again.
+    Every patient is thus in "validation" in one of the folds. Where there are fewer patients than folds, each is a part
+    of its own, and a single one both trains and validates (and tests, if it is all there is): `overlapping` says so.
+
+    Raises:
+        InputError: there is no such fold.
     """
     if folder.split is None:
         train, test = _every(sorted(case.id for case in folder.cases), 5, folder.groups)
         parts = {"train": train, "test": test}
     else:
         parts = dict(folder.split)
-    if "validation" not in parts:
+    if folder.fold is not None:
+        parts = _dealt(folder, parts)
+    elif "validation" not in parts:
         parts["train"], parts["validation"] = _every(sorted(parts.get("train", [])), 8, folder.groups)
     return {section: sorted(parts.get(section, [])) for section in SECTIONS}
 
 
-def _every(ids: list[str], step: int, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Split off every ``step``-th id, or group of ids, at least one where there are two or more."""
+def overlapping(parts: Mapping[str, Sequence[str]]) -> str:
+    """Tell which sections hold cases that are trained on, for want of patients; empty if none does."""
+    shared = [name for name in ("validation", "test") if set(parts[name]) & set(parts["train"])]
+    return " and ".join(shared)
+
+
+def group_patients(folder: CaseFolder, patient_pattern: str) -> None:
+    """Group a folder's cases by patient: those with the same text where a pattern matches their id.
+
+    Args:
+        folder: its ``groups``, ``patient_rule`` and ``patient_pattern`` are replaced.
+        patient_pattern: regular expression that is searched in each id; the patient is its first group, or the whole
+            match if it has none. A case that it does not match is a patient of its own.
+
+    Raises:
+        InputError: it is no regular expression, or matches no case.
+    """
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as error:
+        raise InputError(f"patient_pattern {patient_pattern!r}: no regular expression ({error})") from error
+    matches = {case.id: pattern.search(case.id) for case in folder.cases}
+    found = {case: match for case, match in matches.items() if match}
+    if not found:
+        some = next(iter(matches), "none")
+        raise InputError(
+            f"patient_pattern {patient_pattern!r}: matches none of the {len(matches)} case ids, such as {some}; "
+            r"write one that finds the patient in them, such as ^(\w+)_\d+$"
+        )
+    folder.groups = {case: match.group(1 if pattern.groups else 0) for case, match in found.items()}
+    folder.patient_rule, folder.patient_pattern = f"case ids, by {patient_pattern}", patient_pattern
+
+
+def guess_patient_pattern(ids: Sequence[str]) -> str | None:
+    """Return a pattern for `group_patients` if all ids look like parts of patients, as ``spleen_03_s019`` does."""
+    for text in _PATIENT_PATTERNS:
+        matches = [re.match(text, case) for case in ids]
+        if ids and all(matches):
+            patients = {match.group(1) for match in matches if match}
+            if 1 < len(patients) < len(ids):
+                return text
+    return None
+
+
+def _dealt(folder: CaseFolder, parts: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Divide what is not tested into "train" and the "validation" of a fold."""
+    fold, wanted = folder.fold, folder.num_folds
+    if not isinstance(wanted, int) or wanted < 2:
+        raise InputError(f"num_folds is {wanted!r}; expected a whole number of at least 2")
+    if not isinstance(fold, int) or not 0 <= fold < wanted:
+        raise InputError(f"fold is {fold!r}; expected a whole number from 0 to {wanted - 1}, or none")
+    units = list(_by_patient(sorted({*parts.get("train", []), *parts.get("validation", [])}), folder.groups).values())
+    random.Random(_FOLD_SEED).shuffle(units)
+    num_folds = min(wanted, len(units))
+    if fold >= max(1, num_folds):
+        raise InputError(f"{folder.root}: fold {fold} of {wanted}, but there are {len(units)} patients to divide")
+    validation = [case for unit in units[fold::num_folds] for case in unit] if units else []
+    train = [case for unit in units for case in unit if len(units) == 1 or case not in set(validation)]
+    alone = folder.split is None and len(units) == 1 and not parts.get("test")
+    return {"train": train, "validation": validation, "test": train if alone else parts.get("test", [])}
+
+
+def _by_patient(ids: Sequence[str], groups: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
     members: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for case in ids:
         members[("group", groups[case]) if case in groups else ("case", case)].append(case)
+    return members
+
+
+def _every(ids: list[str], step: int, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Split off every ``step``-th id, or group of ids, at least one where there are two or more."""
+    members = _by_patient(ids, groups)
     units = list(members)
     chosen = units[step - 1 :: step] or (units[-1:] if len(units) > 1 else [])
     taken = {case for unit in chosen for case in members[unit]}
@@ -90,7 +175,8 @@ def _shared_groups(folder: CaseFolder, place: Mapping[str, str]) -> Iterator[Fin
         if place[other] != place[case]:
             told.add(group)
             text = f"patient {group} is in '{place[other]}' ({other}) and in '{place[case]}'; leave all in one section"
-            yield Finding("error", case, str(folder.root / "manifest.csv"), text, "leak")
+            file = "manifest.csv" if folder.layout == "manifest" else "split.json"
+            yield Finding("error", case, str(folder.root / file), text, "leak")
 
 
 def _same_images(cases: list[Case]) -> Iterator[list[tuple[Case, Path]]]:

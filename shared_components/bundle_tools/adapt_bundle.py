@@ -1,0 +1,441 @@
+"""A bundle of this collection made over for other data: its settings follow from what the data are like."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from shared_components.bundle_tools.adaptation_plan import (
+    Choice,
+    Task,
+    Template,
+    cached_bytes,
+    fit_batch,
+    plan,
+    usable_memory,
+)
+from shared_components.bundle_tools.adaptation_texts import data_licence, metadata, model_card, plan_page
+from shared_components.bundle_tools.config_text import config_text
+from shared_components.bundle_tools.export import find_bundle
+from shared_components.bundle_tools.training_memory import bytes_a_pixel
+from shared_components.data.cases import CaseFolder, find_cases
+from shared_components.data.files import read_json_object
+from shared_components.data.fingerprint import Fingerprint, fingerprint
+from shared_components.data.split import group_patients, guess_patient_pattern, overlapping, sections
+from shared_components.data.understood import overview_text, split_source
+from shared_components.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OVERLAYS = ("evaluate", "multi_gpu_train", "plain", "plain_backbone", "attention")
+_NAME = re.compile(r"[A-Za-z]\w*")
+# Words from which MONAI Label takes another type than segmentation.
+_OTHER_TYPES = ("detection", "deepedit", "deepgrow", "classification")
+_NAMED = 3
+
+Labels = Mapping[str, int | Sequence[int]] | Sequence[str | int] | str | int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bundle that is adapted, its configurations and what its training is."""
+
+    folder: Path
+    train: dict[str, Any]
+    inference: dict[str, Any]
+    metadata: dict[str, Any]
+    template: Template
+
+    @property
+    def method(self) -> str:
+        """The method's name, as the training report's title begins."""
+        return str(self.train["report"]["title"]).split(",")[0]
+
+
+def adapt_bundle(
+    bundle: str,
+    dataset_dir: str,
+    name: str,
+    output: str | None = None,
+    labels: Labels = None,
+    channels: Sequence[str] | int | str | None = None,
+    label_column: str | None = None,
+    patient_pattern: str | None = None,
+    fold: int | None = None,
+    num_folds: int = 5,
+    device: str | None = None,
+    memory: float | None = None,
+    skip_bad: bool = False,
+    num_workers: int | None = None,
+) -> str:
+    """Write a new, complete bundle for a folder of labelled images, without weights.
+
+    The data are measured once (`shared_components.data.fingerprint`), the settings follow by the rules of
+    `shared_components.bundle_tools.adaptation_plan`. Copied are the configurations that hold for any data; the presets
+    of a publication stay with the data that they are about. Beside them lie ``docs/fingerprint.json``,
+    ``docs/plan.md`` with the reason for every setting, a model card and a note on the data's licence. The result is
+    complete or absent.
+
+    Args:
+        bundle: a segmentation bundle's folder, or its name in ``bundles/``.
+        dataset_dir: the folder; `shared_components.data.cases.find_cases` says which it understands.
+        name: of the new bundle: letters, digits and underscores.
+        output: folder to make; by default ``bundles/<name>`` where there is a folder ``bundles``, else ``<name>``.
+        labels: the classes to segment: names of the data's own labels, or name to value or values; by default all.
+        channels, label_column: as in `find_cases`.
+        patient_pattern: regular expression that finds the patient in a case id; by default a manifest's column, else
+            guessed where all ids look alike.
+        fold, num_folds: part of what is not tested that validates; by default the first, unless a split names one.
+        device: "cpu" or "cuda", on which it is to be trained; by default CUDA where there is one.
+        memory: GiB that a training may take; by default four fifths of the GPU's, or half of the machine's.
+        skip_bad: leave out cases that cannot be used, here and in the new bundle's runs.
+        num_workers: threads that measure.
+
+    Returns:
+        The absolute path of the new bundle.
+
+    Raises:
+        InputError: the bundle cannot be adapted or not to such data, the folder has no labels or bad cases, a class is
+            not in it, or ``output`` exists.
+    """
+    target = _target(name, output)
+    source = read_source(find_bundle(bundle))
+    folder = find_cases(dataset_dir, channels, label_column)
+    _group(folder, patient_pattern, fold, num_folds)
+    sys.stdout.write(overview_text(folder))
+    sys.stdout.flush()
+    found = fingerprint(folder, num_workers)
+    _refuse_unusable(folder, found, skip_bad)
+    _refuse_misfit(source, found)
+    task = _task(folder, found, labels, channels, device, memory)
+    choices = [choice for choice in plan(found, source.template, task) if choice.key in source.train]
+    choices += _given(source, label_column, skip_bad)
+    choices = _fitted(source, choices, found, task)
+    _write(target, name, source, choices, folder, found, task)
+    for choice in choices:
+        logger.info("%s: %s (%s)", choice.key, _shown(choice.value), choice.reason)
+    if shared := overlapping(sections(folder)):
+        logger.warning("%s: one patient to train on: %s holds the same, its scores mean nothing", folder.root, shared)
+    return str(target)
+
+
+def read_source(bundle: Path) -> Source:
+    """Read the bundle to adapt.
+
+    Raises:
+        InputError: it is of a kind that has nothing to adapt; the message says what to do instead.
+    """
+    train, inference, meta = (
+        read_json_object(bundle / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")
+    )
+    if "stored_values" not in train:
+        raise InputError(_why_not(bundle, meta))
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser.update({"dataset_dir": "data"})  # not the demonstration's settings
+    shape = meta["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    multiple = math.gcd(*(int(str(side).split("*")[0]) for side in shape[:2]))
+    return Source(bundle, train, inference, meta, _template(parser, train, multiple))
+
+
+def _template(parser: ConfigParser, train: Mapping[str, Any], multiple: int) -> Template:
+    batch = parser.get_parsed_content("batch_size")
+    if "pixdim" in train:
+        return Template("volumes", batch, math.prod(train["patch_size"]), None, multiple)
+    if "crop_size" in train:
+        crop, crops = tuple(train["crop_size"]), train["crops_per_case"]
+        return Template("tiles", batch, math.prod(crop) * crops, crop, multiple, crops)
+    plane = tuple(parser.get_parsed_content("image_size"))
+    if "axcodes" in train:
+        slices = train["slices_per_case"]
+        return Template("either", batch, math.prod(plane) * slices, plane, multiple, slices)
+    return Template("pictures", batch, math.prod(plane), plane, multiple)
+
+
+def _why_not(bundle: Path, meta: Mapping[str, Any]) -> str:
+    configs = bundle / "configs"
+    fit = f"bundles that can be adapted: {', '.join(_adaptable(bundle))}"
+    if (configs / "train_classifier.json").is_file():
+        return (
+            f"{bundle.name} learns from image-level labels, present or absent, and has no classes to adapt: give your "
+            f"folder to its train_classifier.json and train.json as --dataset_dir; {fit}"
+        )
+    if (configs / "train_segmenter.json").is_file():
+        return (
+            f"{bundle.name} brings labels from one modality to another and adapts by itself: "
+            f"python -m shared_components run_stages --bundle {bundle.name} --source_dir A --target_dir B; {fit}"
+        )
+    if meta["network_data_format"]["outputs"]["pred"].get("type") == "image":
+        return (
+            f"{bundle.name} makes images of label maps and segments nothing: give its train.json your folder as "
+            f"--dataset_dir, with --labels and --num_channels; {fit}"
+        )
+    return f"{bundle}: no bundle that can be adapted, its train.json has no key stored_values; {fit}"
+
+
+def _adaptable(bundle: Path, pictures: bool | None = None) -> list[str]:
+    """Return the names of the bundles beside one that can be adapted, to pictures or to volumes if that is said."""
+    names = []
+    for file in sorted(bundle.parent.glob("*/configs/train.json")):
+        train = read_json_object(file)
+        kinds = {True: "pixdim" not in train, False: "axcodes" in train}
+        if "stored_values" in train and (pictures is None or kinds[pictures]):
+            names.append(file.parts[-3])
+    return names
+
+
+def _target(name: str, output: str | None) -> Path:
+    if not _NAME.fullmatch(name) or any(word in name.lower() for word in _OTHER_TYPES):
+        raise InputError(
+            f"name '{name}': expected letters, digits and underscores, a letter first, and none of the words "
+            f"{', '.join(_OTHER_TYPES)}, from which MONAI Label takes it for something else"
+        )
+    default = Path("bundles") / name if Path("bundles").is_dir() else Path(name)
+    target = (Path(output).expanduser() if output else default).absolute()
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists; remove it or give another --output or --name")
+    return target
+
+
+def _group(folder: CaseFolder, pattern: str | None, fold: int | None, num_folds: int) -> None:
+    if not folder.labelled:
+        raise InputError(f"{folder.root}: no labels; a bundle is adapted to images with label maps beside them")
+    guessed = None if pattern or folder.groups else guess_patient_pattern([case.id for case in folder.cases])
+    if pattern or guessed:
+        group_patients(folder, pattern or guessed)
+    if guessed:
+        folder.patient_rule += " (guessed; --patient_pattern gives another)"
+    named = folder.split is not None and "validation" in folder.split
+    folder.fold, folder.num_folds = (None if named else 0) if fold is None else fold, num_folds
+    sections(folder)  # an unknown fold is told before anything long starts
+
+
+def _refuse_unusable(folder: CaseFolder, found: Fingerprint, skip_bad: bool) -> None:
+    problems = [problem for problem in folder.problems if problem.level == "error" and problem.case]
+    bad = {problem.case: problem.message for problem in problems} | found.unusable
+    if bad and not skip_bad:
+        some = "; ".join(f"{case}: {text}" for case, text in list(bad.items())[:_NAMED])
+        raise InputError(
+            f"{folder.root}: {len(bad)} cases cannot be used ({some}); mend them (check_data lists all that is wrong), "
+            "or leave them out with --skip_bad true"
+        )
+    if not found.classes:
+        raise InputError(f"{folder.root}: no voxel of any of the {found.num_labelled} label maps is labelled")
+    if bad:
+        logger.warning("%s: %d cases are left out", folder.root, len(bad))
+
+
+def _refuse_misfit(source: Source, found: Fingerprint) -> None:
+    family, what = source.template.family, "pictures" if found.pictures else "volumes"
+    if family == "either" or (family == "volumes") is not found.pictures:
+        return
+    takes = "volumes" if family == "volumes" else "pictures"
+    fit = ", ".join(_adaptable(source.folder, found.pictures))
+    raise InputError(f"{source.folder.name} segments {takes}, the folder holds {what}; adapt one of {fit}")
+
+
+def _task(
+    folder: CaseFolder,
+    found: Fingerprint,
+    labels: Labels,
+    channels: Sequence[str] | int | str | None,
+    device: str | None,
+    memory: float | None,
+) -> Task:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; expected cpu or cuda")
+    named = not isinstance(channels, int) and channels is not None
+    return Task(
+        classes=chosen_classes(folder.label_names, found, labels),
+        channels=channel_names(folder, found),
+        columns=named or (folder.layout in ("manifest", "folders") and len(folder.channels) > 1),
+        num_train=max(1, len([case for case in sections(folder)["train"] if case not in found.unusable])),
+        fold=folder.fold,
+        num_folds=folder.num_folds,
+        patient_pattern=folder.patient_pattern,
+        patient_rule=folder.patient_rule,
+        split_source=split_source(folder),
+        device=device,
+        memory=int(memory * 2**30) if memory else usable_memory(device),
+    )
+
+
+def chosen_classes(names: Mapping[str, int], found: Fingerprint, labels: Labels = None) -> dict[str, list[int]]:
+    """Return the classes to segment, name to stored values, in the order of their numbers.
+
+    Args:
+        names: name to value, as the data say; values without a name are called "label <value>", and a single one
+            "foreground".
+        found: the data's fingerprint.
+        labels: see `adapt_bundle`.
+
+    Raises:
+        InputError: a name or a value that the data do not have.
+    """
+    values = [item.value for item in found.classes]
+    own = {value: name for name, value in names.items()}
+    default = {value: "foreground" if len(values) == 1 else f"label {value}" for value in values}
+    all_names = {own.get(value, default[value]): value for value in values}
+    if labels is None:
+        return {name: [value] for name, value in all_names.items()}
+    if isinstance(labels, Mapping):
+        chosen = {str(name): [v] if isinstance(v, int) else list(v) for name, v in labels.items()}
+    else:
+        wanted = [part.strip() for part in labels.split(",")] if isinstance(labels, str) else labels
+        wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+        by_value = {str(value): name for name, value in all_names.items()}
+        chosen = {}
+        for item in map(str, wanted):
+            name = item if item in all_names else by_value.get(item)
+            if name is None:
+                raise InputError(f"labels: no label '{item}' in the data; there are {_listed(all_names)}")
+            chosen[name] = [all_names[name]]
+    missing = sorted({value for part in chosen.values() for value in part} - set(values))
+    if missing or not chosen:
+        raise InputError(f"labels: no voxel has the value {missing}; there are {_listed(all_names)}")
+    return chosen
+
+
+def _listed(names: Mapping[str, int]) -> str:
+    some = [f"{name} {value}" for name, value in list(names.items())[:12]]
+    return ", ".join(some) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def channel_names(folder: CaseFolder, found: Fingerprint) -> tuple[str, ...]:
+    """Return a name for each image channel: the data's own, the colours, or numbers."""
+    if found.colour:
+        return ("red", "green", "blue")
+    if len(folder.channels) == found.num_channels:
+        return tuple(folder.channels)
+    return ("image",) if found.num_channels == 1 else tuple(f"channel {i}" for i in range(found.num_channels))
+
+
+def _given(source: Source, label_column: str | None, skip_bad: bool) -> list[Choice]:
+    given = [Choice("label_column", label_column, "column of the labels" if label_column else "found by its name")]
+    if skip_bad:
+        given.append(Choice("skip_bad", True, "cases that cannot be used are left out"))
+    return [choice for choice in given if choice.key in source.train]
+
+
+def _fitted(source: Source, choices: list[Choice], found: Fingerprint, task: Task) -> list[Choice]:
+    """Return the choices with a batch that the memory allows, and told if the training data do not fit into it."""
+    parser = ConfigParser({**copy.deepcopy(source.train), **_settings(choices)})
+    settings = {choice.key: choice.value for choice in choices}
+    if "patch_size" in settings:
+        pixels = math.prod(settings["patch_size"])
+    elif "crop_size" in settings:
+        pixels = math.prod(settings["crop_size"]) * settings["crops_per_case"]
+    else:
+        pixels = math.prod(settings["image_size"]) * source.template.slices_per_case
+    choices = fit_batch(choices, found, task, int(bytes_a_pixel(parser) * pixels))
+    cached = cached_bytes(found, task, choices)
+    if cached > task.memory:
+        logger.warning(
+            "training keeps its cases in memory, about %.3g GiB of the %.3g GiB there are: choose a coarser pixdim, "
+            "scale or image_size, or a machine with more",
+            cached / 2**30,
+            task.memory / 2**30,
+        )
+    return choices
+
+
+def _settings(choices: Sequence[Choice]) -> dict[str, Any]:
+    return {choice.key: copy.deepcopy(choice.value) for choice in choices}
+
+
+def _write(
+    target: Path,
+    name: str,
+    source: Source,
+    choices: list[Choice],
+    folder: CaseFolder,
+    found: Fingerprint,
+    task: Task,
+) -> None:
+    settings = _settings(choices)
+    train = _adapted(source.train, settings, target, name, source.method)
+    inference = _adapted(source.inference, settings, target, name, source.method)
+    configs: dict[str, Any] = {"train": train, "inference": inference}
+    for overlay in OVERLAYS:
+        file = source.folder / "configs" / f"{overlay}.json"
+        if file.is_file():
+            configs[overlay] = _retitled(read_json_object(file), name, source.method)
+    meta = metadata(source.metadata, source.folder.name, name, source.method, folder, found, task)
+    docs = {
+        "plan.md": plan_page(name, source.folder.name, folder, found, choices),
+        "fingerprint.json": json.dumps(
+            {**found.to_json(), "sections": sections(folder), "patients": folder.patient_rule}, indent=1
+        )
+        + "\n",
+        "README.md": model_card(
+            name, source.folder.name, source.method, folder, found, task, train, sorted(configs), meta["references"][0]
+        ),
+        "data_license.txt": data_licence(folder),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adapt_", dir=target.parent) as scratch:
+        built = Path(scratch) / name
+        for part in ("configs", "docs", "models"):
+            (built / part).mkdir(parents=True)
+        for file, content in {**configs, "metadata": meta}.items():
+            (built / "configs" / f"{file}.json").write_text(config_text(content), encoding="utf-8")
+        for file, text in docs.items():
+            (built / "docs" / file).write_text(text, encoding="utf-8")
+        shutil.copyfile(source.folder / "configs" / "logging.conf", built / "configs" / "logging.conf")
+        shutil.copyfile(source.folder / "LICENSE", built / "LICENSE")
+        os.rename(built, target)
+
+
+def _adapted(config: Mapping[str, Any], settings: Mapping[str, Any], target: Path, name: str, method: str) -> dict:
+    """Return a configuration with the settings that it has a key for, found where it lies and without phantoms."""
+    content = copy.deepcopy(dict(config))
+    content.update({key: value for key, value in settings.items() if key in content})
+    content["bundle_root"] = _bundle_root(target, name)
+    content["data_dir"] = "$settings.own_data(@dataset_dir)"
+    content["imports"] = [line for line in content["imports"] if "demonstration_data" not in line]
+    content["imports"] += ["$import re", "$import sys"]
+    return _retitled(content, name, method)
+
+
+def _bundle_root(target: Path, name: str) -> str:
+    """Return the expression that finds the bundle: from inside, from where it was made, or by --config_file."""
+    here = os.path.relpath(target)
+    places = [".", f"bundles/{name}", *([here] if not here.startswith("..") and here != f"bundles/{name}" else [])]
+    listed = ", ".join(repr(place.replace(os.sep, "/")) for place in places)
+    given = r"""*(p for a in sys.argv for p in re.findall(r"([^'\"\[\],=]+)/configs/\w+\.json", a))"""
+    return (
+        f"$next((p for p in ({listed}, {given}) if os.path.isfile(os.path.join(p, 'configs', 'metadata.json'))), '.')"
+    )
+
+
+def _retitled(content: Any, name: str, method: str) -> Any:
+    """Return the content with this bundle's name in every title."""
+    if isinstance(content, list):
+        return [_retitled(item, name, method) for item in content]
+    if not isinstance(content, dict):
+        return content
+    titles = {key for key, value in content.items() if key.split("#")[-1] == "title" and ": " in str(value)}
+    return {
+        key: f"{method}, {name}: {str(value).split(': ', 1)[1]}" if key in titles else _retitled(value, name, method)
+        for key, value in content.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

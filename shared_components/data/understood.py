@@ -1,0 +1,43 @@
+"""A short table of what was understood of a data folder, to be seen before anything long starts."""
+
+from __future__ import annotations
+
+from shared_components.data.cases import CaseFolder
+from shared_components.data.split import overlapping, sections
+
+
+def overview(folder: CaseFolder) -> dict[str, str]:
+    """Return what to say of a folder: a word and its text for each line."""
+    tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
+    labels = ", ".join(f"{name} {value}" for name, value in folder.label_names.items())
+    told = {
+        "folder": str(folder.root),
+        "layout": folder.layout,
+        "cases": f"{len(folder.cases)}{tests}",
+        "channels": ", ".join(folder.channels),
+    }
+    if folder.layout == "manifest":
+        told["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
+    if folder.labelled:
+        told["labels"] = labels or "not named; every whole number from 0 is accepted"
+        parts = sections(folder)
+        counts = ", ".join(f"{section} {len(ids)}" for section, ids in parts.items())
+        shared = overlapping(parts)
+        told["split"] = f"{counts} ({split_source(folder)})" + (f"; {shared} repeats train" if shared else "")
+        if folder.groups:
+            told["patients"] = f"{len(set(folder.groups.values()))} ({folder.patient_rule})"
+    return told
+
+
+def overview_text(folder: CaseFolder) -> str:
+    """Return the table as lines of text."""
+    return "".join(f"{name:<10}{value}\n" for name, value in overview(folder).items())
+
+
+def split_source(folder: CaseFolder) -> str:
+    """Tell what the sections follow from."""
+    if folder.split is None:
+        source = "by sorted patient" if folder.groups else "by sorted id"
+    else:
+        source = "split.json" if (folder.root / "split.json").is_file() else "manifest.csv"
+    return source if folder.fold is None else f"{source}; validation: fold {folder.fold} of {folder.num_folds}"
