@@ -41,8 +41,10 @@ def _whole(minimum: int) -> tuple[str, Callable[[Any], bool]]:
 _SWITCH = ("True or False", lambda v: isinstance(v, bool))
 
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
     "batch_size": _whole(1),
+    "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
     "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
     "max_epochs": _whole(1),
