@@ -250,11 +250,12 @@ def check_folder(
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     num_channels: int | None = None,
     spatial_dims: int | None = None,
+    channel: int | None = None,
 ) -> list[Finding]:
     """Check everything in a folder: pairing, every case, leaks between sections, empty training sections.
 
     Args:
-        folder, labels, num_workers, affine_tolerance, num_channels: see `check_cases`.
+        folder, labels, num_workers, affine_tolerance, num_channels, channel: see `check_cases`.
         spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
 
     Returns:
@@ -263,7 +264,7 @@ def check_folder(
     """
     cases = folder.cases + folder.unlabelled
     spatial_dims = spatial_dims or usual_spatial_dims(cases)
-    findings = check_cases(folder, cases, labels, num_channels, num_workers, affine_tolerance, spatial_dims)
+    findings = check_cases(folder, cases, labels, num_channels, num_workers, affine_tolerance, spatial_dims, channel)
     findings = _said_once(folder, findings)
     ids = {case.id for case in cases}
     findings += [problem for problem in folder.problems if problem.case not in ids]

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -23,19 +23,23 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
         InputError: the folder cannot be written to or is full; what was there before stays.
     """
     path = Path(path)
-    temporary = None
+    temporary = disk = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            disk = _Disk(file)
+            torch.save(content, disk)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch turns some of the system's errors into its own
+    except (OSError, RuntimeError) as error:
         _remove(temporary)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        cause = (disk and disk.error) or error
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror
         raise InputError(
             f"{path}: cannot be written ({reason}); free some space or choose another output_dir"
         ) from error
@@ -43,6 +47,24 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
         _remove(temporary)
         raise
     return path
+
+
+class _Disk:
+    """A file that remembers what the system said: torch raises an error of its own for it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _remove(temporary: str | None) -> None:
