@@ -41,8 +41,9 @@ def _number(text: str) -> float:
 
 
 @SetParseFn(str, "dataset_dir", "report", "skip_bad", "label_column")
-@SetParseFn(_integer, "num_workers", "num_channels", "spatial_dims")
+@SetParseFn(_integer, "num_workers", "num_channels", "spatial_dims", "channel")
 @SetParseFn(_number, "affine_tolerance")
+@SetParseFn(_truth, "fill_nonfinite")
 def check_data(
     dataset_dir,
     *,
@@ -55,6 +56,8 @@ def check_data(
     label_column=None,
     num_channels=None,
     spatial_dims=None,
+    fill_nonfinite=False,
+    channel=None,
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
@@ -65,12 +68,14 @@ def check_data(
         labels: Label values beside 0, as "1,2" or "{'anterior': 1, 'posterior': 2}". Default: dataset.json's.
         channels: Number of image channels, or their names as "T1,T2". Default: dataset.json's.
         report: JSON file to write the findings to.
-        skip_bad: JSON file to write a datalist to that leaves the bad cases out.
+        skip_bad: Folder to make, a dataset_dir without the bad cases; or a JSON file to list the good ones in.
         num_workers: Threads. Default: the number of CPU cores, at most 8.
         affine_tolerance: How far apart image and label may place the same corner voxel, in mm.
         label_column: The manifest's column of label files. Default: label, mask, seg or segmentation.
         num_channels: Image channels that the model takes, where channels does not say.
         spatial_dims: 2 or 3. Default: 2 if most cases are pictures (PNG, JPEG, TIFF), else 3.
+        fill_nonfinite: true: images with NaN or infinite voxels are filled copies in the folder skip_bad.
+        channel: The one that a model of one channel is shown, of files with several; counted from 0.
     """
     from shared_components.data.check_data import check_data as run
 
@@ -85,6 +90,8 @@ def check_data(
         label_column,
         num_channels,
         spatial_dims,
+        fill_nonfinite,
+        channel,
     )
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)

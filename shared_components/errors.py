@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import TracebackType
+
+# what a package is called where it is installed, if not as it is imported
+_DISTRIBUTIONS = {"ignite": "pytorch-ignite", "skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml"}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class InputError(ValueError):
@@ -15,31 +20,64 @@ class InputError(ValueError):
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Return the `InputError` in the chain of causes of ``error``, or ``None``."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether the processor or the accelerator ran out of memory, whatever library says so."""
+    return any(
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _OUT_OF_MEMORY))
+        for cause in _causes(error, contexts=False)
+    )
 
 
 def install_one_line_errors() -> None:
-    """Make an uncaught `InputError` end the process with one line on stderr and exit code 1.
+    """Make an uncaught error that a user can mend end the process with one line on stderr and exit code 1.
 
-    MONAI wraps what a configuration raises in errors of its own, so the whole chain of causes is searched.
-    Ctrl-C ends with exit code 130 and one line. Every other exception keeps its traceback.
+    That is an `InputError`, a lack of memory or a package that is not installed. MONAI wraps what a configuration
+    raises in errors of its own, so the whole chain of causes is searched. Ctrl-C ends with exit code 130 and one line.
+    Every other exception keeps its traceback.
     """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        mistake = find_input_error(error)
-        if mistake is not None:
-            sys.stderr.write(f"error: {mistake}\n")
-        elif issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write("interrupted\n")
+        message = one_line(error)
+        if issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("interrupted; a training goes on after its last complete epoch with --resume True\n")
             sys.exit(130)
+        elif message:
+            sys.stderr.write(f"error: {message}\n")
         else:
             previous(kind, error, traceback)
 
     if getattr(previous, "__name__", "") != "one_line_errors":
         hook.__name__ = "one_line_errors"
         sys.excepthook = hook
+
+
+def one_line(error: BaseException) -> str:
+    """Return what to tell a user who can mend the error, '' for every other error."""
+    mistake = find_input_error(error)
+    if mistake is not None:
+        return str(mistake)
+    for cause in _causes(error, contexts=False):
+        if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith(__package__):
+            return missing_package(cause.name)
+    if out_of_memory(error):
+        return "out of memory; lower --batch_size or --num_samples, or end what else uses the memory"
+    return ""
+
+
+def missing_package(module: str) -> str:
+    """Say that a module cannot be imported, and how to install it."""
+    top = module.partition(".")[0]
+    return f"the package {top} is not installed; pip install {_DISTRIBUTIONS.get(top, top)}"
+
+
+def _causes(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and so on; ``contexts``: also what was being handled when it was."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (error.__context__ if contexts else None)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torch
@@ -17,10 +21,13 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from shared_components.ensembling.combine import COMBINE_CHOICES
-from shared_components.errors import InputError, install_one_line_errors
+from shared_components.errors import InputError, install_one_line_errors, missing_package
 
 logger = logging.getLogger(__name__)
 
+LEAST_FREE_BYTES = 100_000_000
+# what is imported only when it is used, which may be hours after the start
+_LATE_PACKAGES = ("itk", "tensorboard")
 _RUN_OPTIONS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file", "bundle_root",
     "workflow_name",
@@ -34,8 +41,10 @@ def _whole(minimum: int) -> tuple[str, Callable[[Any], bool]]:
 _SWITCH = ("True or False", lambda v: isinstance(v, bool))
 
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
     "batch_size": _whole(1),
+    "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
     "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
     "max_epochs": _whole(1),
@@ -64,6 +73,7 @@ def check_settings(**settings: Any) -> None:
             the command line that the configuration does not know (the nearest name is suggested).
     """
     install_one_line_errors()
+    _check_packages()
     _check_names(settings)
     _check_none()
     for name, value in settings.items():
@@ -104,6 +114,16 @@ def _check_writable(output_dir: str | os.PathLike | None) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"output_dir {output_dir}: {existing} cannot be written to; choose another --output_dir")
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_FREE_BYTES:
+        found, wanted = (f"{size / 1e6:.0f} MB" for size in (free, LEAST_FREE_BYTES))
+        raise InputError(f"output_dir {output_dir}: {found} free, at least {wanted} expected; free some space")
+
+
+def _check_packages() -> None:
+    for package in _LATE_PACKAGES:
+        if find_spec(package) is None:
+            raise InputError(missing_package(package))
 
 
 def _check_names(options: Iterable[str]) -> None:
@@ -113,16 +133,46 @@ def _check_names(options: Iterable[str]) -> None:
     """
     if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
         return
-    known = {*options, *_RUN_OPTIONS, *_configuration_keys(sys.argv)}
+    content = _configuration(sys.argv)
+    known = {*options, *_RUN_OPTIONS, *content}
     for argument in sys.argv[1:]:
-        match = re.match(r"--?([A-Za-z_][\w-]*)(=|$)", argument)
+        match = re.match(r"--?([A-Za-z_][\w-]*)((?:(?:#|::)[\w-]+)*)(=|$)", argument)
         if match is None:
             continue
         name = match.group(1).replace("-", "_")
-        if name not in known:
+        if name not in known and (content or not match.group(2)):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(options))}"
             raise InputError(f"--{name}: no such option; {hint}")
+        if name in content:
+            _check_inner_name(name, re.split("#|::", match.group(2))[1:], content[name])
+
+
+def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
+    """Compare an option such as ``--train#trainer#max_epochs`` with what the configuration has there."""
+    for part in parts:
+        if isinstance(content, list) and part.isdigit() and int(part) < len(content):
+            content = content[int(part)]
+        elif isinstance(content, dict) and part in content:
+            content = content[part]
+        elif not isinstance(content, dict) or re.fullmatch("_.*_", part):
+            return  # a reference, or one of MONAI's own words: MONAI looks at it
+        else:
+            known = [*content, *(arguments := _arguments_of(content.get("_target_", "")) or ())]
+            if part in known or ("_target_" in content and not arguments):
+                return
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"--{'#'.join((name, *parts))}: no '{part}' there; {hint}")
+
+
+def _arguments_of(target: str) -> list[str]:
+    """Return the names of a class's or function's arguments; none if it takes any or cannot be looked at."""
+    try:
+        parameters = inspect.signature(locate(target)).parameters.values()
+    except (TypeError, ValueError, ErrorDuringImport):
+        return []
+    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
 
 
 def _check_none() -> None:
@@ -135,16 +185,17 @@ def _check_none() -> None:
             raise InputError(f"{name} None: MONAI leaves such an option out; write {name} '$None', or leave it out")
 
 
-def _configuration_keys(arguments: list[str]) -> set[str]:
-    """Return the top-level keys of the files that ``--config_file`` names, parsed as MONAI's command line does."""
-    keys: set[str] = set()
+def _configuration(arguments: list[str]) -> dict[str, Any]:
+    """Return the content of the files that ``--config_file`` names, merged and parsed as MONAI's command line does."""
     for option, following in zip(arguments, [*arguments[1:], ""]):
         name, _, value = option.partition("=")
         if name.lstrip("-") == "config_file":
             files = DefaultParseValue(value or following)
             files = files.split(",") if isinstance(files, str) else files
-            keys.update(ConfigParser.load_config_files([file for file in files if Path(file).is_file()]))
-    return keys
+            parser = ConfigParser()
+            parser.read_config([file for file in files if Path(file).is_file()])
+            return {key: value for key, value in parser.get().items() if key != "_meta_"}
+    return {}
 
 
 def bfloat16_pays() -> bool:
@@ -188,11 +239,16 @@ def is_main_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def report_failures(failures: list[str]) -> None:
-    """End a run that left out cases.
+def report_failures(failures: Sequence[str], evaluator: Any = None) -> None:
+    """End a run that left out cases, or could not finish some.
+
+    Args:
+        failures: one line for each case left out before the run.
+        evaluator: whose ``failures`` there were besides (`shared_components.training.CaseEvaluator`).
 
     Raises:
         InputError: there were any; the message names each, all others having been finished.
     """
+    failures = [*failures, *getattr(evaluator, "failures", ())]
     if failures:
         raise InputError(f"{len(failures)} cases could not be processed: {' | '.join(failures)}")

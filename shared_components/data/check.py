@@ -33,6 +33,7 @@ def check_case(
     num_channels: int | None = 1,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     spatial_dims: int = 3,
+    channel: int | None = None,
 ) -> list[Finding]:
     """Check the files of one case, reading each once and in blocks; a missing label is no finding here.
 
@@ -46,6 +47,8 @@ def check_case(
         num_channels: image channels that the model takes; ``None`` to leave this unchecked.
         affine_tolerance: how far apart two files may place the same corner voxel, in mm.
         spatial_dims: 3 for volumes, 2 for pictures and other 2-D images.
+        channel: the one that a model of one channel is shown, of files with several; ``None`` where it must be the
+            only one.
 
     Returns:
         Errors, warnings and notes, in the order of the files; empty if all is well.
@@ -53,7 +56,11 @@ def check_case(
     allowed = allowed_values(labels)
     check = _CaseCheck(case, affine_tolerance, spatial_dims)
     channels = [check.image(path) for path in case.images]
-    check.count_channels([number for number in channels if number], num_channels)
+    found = [number for number in channels if number]
+    if channel is None:
+        check.count_channels(found, num_channels)
+    else:
+        check.has_channel(found, channel)
     if case.label is not None:
         check.label(case.label, allowed)
     return check.findings
@@ -99,7 +106,17 @@ class _CaseCheck:
         elif sum(channels) != expected:
             found = f"{sum(channels)} channel{'s' if sum(channels) > 1 else ''}"
             remedy = "keep only the channels that it takes" if sum(channels) > expected else "add the others"
+            if expected == 1 and len(channels) == 1:
+                remedy = f"choose one, 0 to {channels[0] - 1}, with --channel, or {remedy}"
             self._add("error", path, f"{found}, model takes {expected}; {remedy}", "channels")
+
+    def has_channel(self, channels: list[int], channel: int) -> None:
+        """See that the channel chosen is in every file."""
+        for path, found in zip(self.case.images, channels):
+            if not 0 <= channel < found:
+                count = f"{found} channel{'s' if found > 1 else ''}"
+                text = f"{count}, channel {channel} was asked for; give --channel 0 to {found - 1}"
+                self._add("error", path, text, "channels")
 
     def _converted(self, path: Path, found: int, wanted: int) -> int:
         """Return the number of channels that the loader makes of a file's, and say so where it is another."""
@@ -168,8 +185,9 @@ class _CaseCheck:
             self._add("error", path, f"{what}: {grid}, {first_path.name} has {first}{turned}", kind)
         elif (distance := grid.corner_distance(first)) > self.tolerance:
             text = f"{what}: same shape, but corners up to {distance:.3g} mm apart from {first_path.name}"
-            text += f" (affine {grid.affine[:3].tolist()} and {first.affine[:3].tolist()})"
-            self._add("error", path, f"{text}; at most {self.tolerance:g} mm is accepted", "affine")
+            text += f" (affine {_rounded(grid)} and {_rounded(first)})"
+            text += f"; at most {self.tolerance:g} mm is accepted; correct the header or raise --affine_tolerance"
+            self._add("error", path, text, "affine")
 
     def _nonfinite(self, path: Path, scan: ValueScan, kind: str) -> None:
         if scan.first_bad is None:
@@ -192,6 +210,7 @@ def check_cases(
     num_workers: int | None = None,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     spatial_dims: int = 3,
+    channel: int | None = None,
 ) -> list[Finding]:
     """Check several cases of a folder in parallel, with a progress bar for more than 20.
 
@@ -201,7 +220,7 @@ def check_cases(
         folder: the folder; its ``label_names`` stand in for ``labels``, its channels for ``num_channels`` (if
             nothing says how many channels there are, pictures may be grey or RGB).
         cases: those to check.
-        labels, num_channels, affine_tolerance, spatial_dims: see `check_case`.
+        labels, num_channels, affine_tolerance, spatial_dims, channel: see `check_case`.
         num_workers: threads; by default the number of CPU cores, at most 8.
 
     Returns:
@@ -215,7 +234,7 @@ def check_cases(
 
     def one(case: Case) -> list[Finding]:
         expected = None if case.id in incomplete or either else num_channels or len(folder.channels)
-        return check_case(case, wanted, expected, affine_tolerance, spatial_dims)
+        return check_case(case, wanted, expected, affine_tolerance, spatial_dims, channel)
 
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
     progress = partial(tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM)
@@ -231,11 +250,12 @@ def check_folder(
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     num_channels: int | None = None,
     spatial_dims: int | None = None,
+    channel: int | None = None,
 ) -> list[Finding]:
     """Check everything in a folder: pairing, every case, leaks between sections, empty training sections.
 
     Args:
-        folder, labels, num_workers, affine_tolerance, num_channels: see `check_cases`.
+        folder, labels, num_workers, affine_tolerance, num_channels, channel: see `check_cases`.
         spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
 
     Returns:
@@ -244,7 +264,7 @@ def check_folder(
     """
     cases = folder.cases + folder.unlabelled
     spatial_dims = spatial_dims or usual_spatial_dims(cases)
-    findings = check_cases(folder, cases, labels, num_channels, num_workers, affine_tolerance, spatial_dims)
+    findings = check_cases(folder, cases, labels, num_channels, num_workers, affine_tolerance, spatial_dims, channel)
     findings = _said_once(folder, findings)
     ids = {case.id for case in cases}
     findings += [problem for problem in folder.problems if problem.case not in ids]
@@ -253,6 +273,10 @@ def check_folder(
         findings += find_leaks(folder)
         findings += all_masks_empty(folder, sections(folder)["train"], findings)
     return sorted(findings, key=lambda finding: finding.case)
+
+
+def _rounded(grid: Grid) -> list[list[float]]:
+    return [[float(f"{value:.5g}") for value in row] for row in grid.affine[:3]]
 
 
 def usual_spatial_dims(cases: list[Case]) -> int:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from shared_components.data.cases import CaseFolder, Finding, find_cases
+from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.check import AFFINE_TOLERANCE_MM, Labels, check_folder, describe
+from shared_components.data.checked_folder import check_folder_target, write_checked_folder
+from shared_components.data.checked_folder import fill_nonfinite as fill_nonfinite_of
 from shared_components.data.files import check_json_target, write_json
 from shared_components.data.split import sections
 from shared_components.data.understood import overview_text
+from shared_components.errors import InputError
 
 
 def check_data(
@@ -27,6 +31,8 @@ def check_data(
     label_column: str | None = None,
     num_channels: int | None = None,
     spatial_dims: int | None = None,
+    fill_nonfinite: bool = False,
+    channel: int | None = None,
 ) -> list[Finding]:
     """Check a data folder and write what was found to standard output; nothing in the folder is changed.
 
@@ -37,12 +43,15 @@ def check_data(
         channels: names or number of the image channels; by default those of ``dataset.json``, else as found. For a
             manifest, names of its image columns.
         report: JSON file to write the findings to.
-        skip_bad: JSON file to write the usable cases to, a list of ``{"image": ..., "label": ...}``.
+        skip_bad: folder to make, a ``dataset_dir`` of the usable cases alone (`write_checked_folder`); or a JSON file
+            to list them in, as ``{"image": ..., "label": ...}``.
         num_workers: threads; by default the number of CPU cores, at most 8.
         affine_tolerance: how far apart two files of a case may place the same corner voxel, in mm.
         label_column: the manifest's column of labels.
         num_channels: image channels that the model takes, where ``channels`` does not say.
         spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
+        fill_nonfinite: NaN and infinite voxels of images are no error: the folder ``skip_bad`` gets filled copies.
+        channel: the one that a model of one channel is shown, of files with several.
 
     Returns:
         The findings, sorted by case. The caller makes an exit code of them.
@@ -51,31 +60,56 @@ def check_data(
         InputError: the folder cannot be understood at all, or a file to write cannot be written.
     """
     report_file = check_json_target(report, "--report") if report else None
-    skip_file = check_json_target(skip_bad, "--skip_bad") if skip_bad else None
+    as_list = skip_bad is not None and str(skip_bad).lower().endswith(".json")
+    if fill_nonfinite and (skip_bad is None or as_list):
+        raise InputError("--fill_nonfinite: needs --skip_bad FOLDER, where the filled copies go")
+    target = check_json_target(skip_bad, "--skip_bad") if as_list else skip_bad and check_folder_target(skip_bad)
     folder = find_cases(dataset_dir, channels or num_channels, label_column)
     sys.stdout.write(overview_text(folder))
     sys.stdout.flush()
-    findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims)
+    findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)
+    copies: dict[Path, Path] = {}
+    if fill_nonfinite:
+        findings = _filled(folder, findings, target, copies)
     lines = [f"{finding.level:<8} {describe(finding, folder.root)}\n" for finding in findings]
     sys.stdout.write("".join(lines))
     usable = usable_cases(folder, findings)
     levels = Counter(finding.level for finding in findings)
     total = len(folder.cases) + len(folder.unlabelled)
-    sys.stdout.write(
-        f"{total} cases checked, {len(usable)} usable: {levels['error']} errors, {levels['warning']} warnings\n"
-    )
+    counts = f"{levels['error']} errors, {levels['warning']} warnings"
+    sys.stdout.write(f"{total} cases checked, {len(usable)} usable: {counts}\n")
     if report_file:
         write_json(report_file, _report(folder, findings, len(usable)))
-    if skip_file:
-        write_json(skip_file, usable)
-        sys.stdout.write(f"{len(usable)} usable cases listed in {skip_file}\n")
+    if target:
+        if as_list:
+            write_json(target, [case.datalist_item() for case in usable])
+        else:
+            write_checked_folder(folder, usable + _usable(folder.unlabelled, findings), target, copies)
+        sys.stdout.write(f"{len(usable)} usable cases {'listed' if as_list else 'linked'} in {target}\n")
     return findings
 
 
-def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[dict[str, Any]]:
-    """Return the cases without an error as ``{"image": path or paths, "label": path}``."""
+def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[Case]:
+    """Return the cases without an error."""
+    return _usable(folder.cases, findings)
+
+
+def _usable(cases: Sequence[Case], findings: list[Finding]) -> list[Case]:
     bad = {finding.case for finding in findings if finding.level == "error"}
-    return [case.datalist_item() for case in folder.cases if case.id not in bad and case.images]
+    return [case for case in cases if case.id not in bad and case.images]
+
+
+def _filled(folder: CaseFolder, findings: list[Finding], target: Path, copies: dict[Path, Path]) -> list[Finding]:
+    """Fill the images of the cases that have no other error; return the findings as they are then."""
+    found = defaultdict(list)
+    for finding in findings:
+        found[finding.case].append(finding)
+    for case in folder.cases + folder.unlabelled:
+        kinds = {finding.kind for finding in found[case.id] if finding.level == "error"}
+        if kinds == {"nonfinite"}:
+            made, found[case.id] = fill_nonfinite_of(case, found[case.id], target)
+            copies.update(made)
+    return [finding for case in sorted(found) for finding in found[case]]
 
 
 def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from shared_components.errors import InputError
 logger = logging.getLogger(__name__)
 
 _NAMED_IN_MESSAGE = 3
+_LEFT_OUT: dict[tuple[str, str], list[str]] = {}
 _ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed", "no_section"}
 _WARNED_OF = {
     "empty_mask": "have an empty mask",
@@ -55,6 +56,7 @@ def datalist(
     fold: int | None = None,
     num_folds: int = 5,
     patient_pattern: str | None = None,
+    channel: int | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -76,6 +78,7 @@ def datalist(
         fold, num_folds: which part of what is not tested validates; without a fold `sections` has a rule.
         patient_pattern: regular expression that finds the patient in a case id
             (`shared_components.data.split.group_patients`); by default a manifest's column, else a case is a patient.
+        channel: the one that a model of one channel is shown, of files with several.
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -89,7 +92,7 @@ def datalist(
         raise InputError(f"section '{section}': expected one of {', '.join(SECTIONS)}, inference")
     folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
     spatial_dims = spatial_dims or usual_spatial_dims(folder.cases + folder.unlabelled)
-    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
+    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims, "channel": channel}
     if section == "inference":
         cases, findings = _checked_images(folder, num_channels, **options)
     else:
@@ -119,6 +122,7 @@ def inference_cases(
     channels: Sequence[str] | None = None,
     label_column: str | None = None,
     spatial_dims: int | None = 3,
+    channel: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """List the images that can be predicted, and say of each other one why it cannot.
 
@@ -133,6 +137,7 @@ def inference_cases(
         label_column: the manifest's column of labels, only to be known as such.
         spatial_dims: 3 for a model of volumes, 2 for one of pictures and other 2-D images; ``None`` for one that takes
             either: what most of the folder's cases are.
+        channel: the one that a model of one channel is shown, of files with several.
 
     Returns:
         The usable cases as ``[{"image": path or paths}, ...]`` sorted by id, and one line a bad case.
@@ -142,7 +147,7 @@ def inference_cases(
     """
     folder, num_channels = _folder(dataset_dir, num_channels, channels, label_column)
     spatial_dims = spatial_dims or usual_spatial_dims(folder.cases + folder.unlabelled)
-    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims}
+    options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims, "channel": channel}
     cases, findings = _checked_images(folder, num_channels, **options)
     bad: dict[str, list[str]] = {}
     for finding in _errors(findings):
@@ -214,7 +219,20 @@ def _without_errors(
         )
     if errors:
         logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
+        note_left_out(folder, errors)
     return good
+
+
+def note_left_out(folder: CaseFolder, errors: Sequence[Finding]) -> None:
+    """Keep what is wrong with cases that ``skip_bad`` leaves out, for the end of the run (`left_out`)."""
+    for error in errors:
+        lines = _LEFT_OUT.setdefault((str(folder.root), error.case), [])
+        lines += [line for line in [describe(error, folder.root)] if line not in lines]
+
+
+def left_out() -> list[str]:
+    """Return one line for each case that the datalists of this process leave out."""
+    return ["; ".join(lines) for lines in _LEFT_OUT.values()]
 
 
 def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: list[Finding]) -> None:

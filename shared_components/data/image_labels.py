@@ -13,6 +13,7 @@ from typing import Any
 
 from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.check import check_cases, describe, usual_spatial_dims
+from shared_components.data.datalists import note_left_out
 from shared_components.data.dataset_json import SECTIONS
 from shared_components.data.files import images_by_stem
 from shared_components.data.loaders import LoadLabelMapd
@@ -170,6 +171,7 @@ def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | Non
     bad = {error.case for error in errors}
     if bad:
         logger.warning("%s: %d of %d slices are left out, they have errors", folder.root, len(bad), len(cases))
+        note_left_out(folder, errors)
     return [case for case in cases if case.id not in bad and case.images]
 
 

@@ -121,14 +121,15 @@ class _FileLoader(LoadImage):
 
 
 class _ChannelLoader(_FileLoader):
-    def __init__(self, num_channels: int | None) -> None:
+    def __init__(self, num_channels: int | None, channel: int | None = None) -> None:
         super().__init__(is_label=False)
-        self.num_channels = num_channels
+        self.num_channels, self.channel = num_channels, channel
 
     def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
         names = ensure_tuple(filename)
         wanted = self.num_channels if len(names) == 1 else 1
-        images = [_with_channels(self.load(name, reader), wanted, str(name)) for name in names]
+        loaded = [self._chosen(self.load(name, reader), str(name)) for name in names]
+        images = [_with_channels(image, wanted, str(name)) for image, name in zip(loaded, names)]
         if self.num_channels is not None and len(names) not in (1, self.num_channels):
             raise InputError(f"{names[0]}: {len(names)} channel files, model takes {self.num_channels} channels")
         if len({image.shape for image in images}) > 1:
@@ -137,6 +138,13 @@ class _ChannelLoader(_FileLoader):
         first = images[0]
         stacked = torch.cat([image.as_tensor() for image in images]) if len(images) > 1 else first.as_tensor()
         return self.result(MetaTensor(stacked, meta=first.meta))
+
+    def _chosen(self, image: MetaTensor, name: str) -> MetaTensor:
+        if self.channel is None:
+            return image
+        if not 0 <= self.channel < image.shape[0]:
+            raise InputError(f"{name}: {image.shape[0]} channels; channel is {self.channel}, counted from 0")
+        return MetaTensor(image.as_tensor()[self.channel : self.channel + 1], meta=image.meta)
 
 
 class _LabelLoader(_FileLoader):
@@ -177,16 +185,23 @@ class LoadImageChannelsd(LoadImaged):
     its source lies.
     """
 
-    def __init__(self, keys: KeysCollection, num_channels: int | None = None, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_channels: int | None = None,
+        allow_missing_keys: bool = False,
+        channel: int | None = None,
+    ) -> None:
         """Create the transform.
 
         Args:
             keys: entries to load.
             num_channels: image channels that the model takes; ``None`` leaves them as they are.
             allow_missing_keys: leave out keys that the data does not have.
+            channel: the one to take of files that have several, counted from 0.
         """
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self._loader = _ChannelLoader(num_channels)
+        self._loader = _ChannelLoader(num_channels, channel)
 
 
 class LoadLabelMapd(LoadImaged):

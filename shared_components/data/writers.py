@@ -40,7 +40,8 @@ class AtomicNibabelWriter(NibabelWriter):
     """MONAI's `NibabelWriter` that writes beside the final name and renames: no half-written file keeps it.
 
     It also keeps the image's own axes of length 1: MONAI's drops that of a single slice and fails on a voxel. And
-    it leaves the resampler alone where nothing is to be resampled: MONAI's fails there on some 2-D images.
+    it leaves the resampler alone where nothing is to be resampled: MONAI's fails there on some 2-D images. A label map
+    with an index above 255 is stored in 16 bits where 8 were asked for.
     """
 
     def set_data_array(
@@ -73,6 +74,8 @@ class AtomicNibabelWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write the data set before to ``filename`` (``.nii`` or ``.nii.gz``)."""
+        if np.dtype(get_equivalent_dtype(self.output_dtype, np.ndarray)) == np.uint8 and self.data_obj.max() > 255:
+            self.output_dtype = np.uint16
         with _renamed_when_complete(filename) as temporary:
             super().write(temporary, verbose=verbose, **obj_kwargs)
 

@@ -1,5 +1,6 @@
 """A denoiser made into a segmentation network: image in, class probabilities out."""
 
+import logging
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -12,7 +13,9 @@ from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
-from shared_components.errors import InputError
+from shared_components.errors import InputError, out_of_memory
+
+logger = logging.getLogger(__name__)
 
 
 class DiffusionSegmenter(nn.Module):
@@ -46,7 +49,8 @@ class DiffusionSegmenter(nn.Module):
         slice_axes: axes of a volume that the members slice it along in turn. Along another axis than the last, that
             axis changes places with the last one, so the denoiser must know slices of either kind and the spacing
             should be the same along both. Members of several axes see what a slice's neighbours cannot show.
-        max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory.
+        max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory, and is halved, which
+            changes no result, where the memory does not do.
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
         **process_options: of `ReverseProcess`: ``sampler``, ``prediction_type``, ``spacing``, ``clip`` and others.
@@ -143,9 +147,23 @@ class DiffusionSegmenter(nn.Module):
     def _segment_eager(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
             if not isinstance(image, MetaTensor):
-                return self._segment(image)
+                return self._segment_in_memory(image)
             # what was done to the image is to be undone to the prediction
-            return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
+            return MetaTensor(self._segment_in_memory(image.as_tensor())).copy_meta_from(image)
+
+    @torch.jit.unused
+    def _segment_in_memory(self, image: Tensor) -> Tensor:
+        """Segment; where the memory does not do, again with half as many slices and members in one call."""
+        while True:
+            try:
+                return self._segment(image)
+            except (RuntimeError, MemoryError) as error:
+                if self.max_batch_size == 1 or not out_of_memory(error):
+                    raise
+            self.max_batch_size = max(1, self.max_batch_size // 2)
+            logger.warning("out of memory: going on with %d slices and members at once", self.max_batch_size)
+            if image.is_cuda:
+                torch.cuda.empty_cache()
 
     def _segment(self, image: Tensor) -> Tensor:
         if image.dim() == 4:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_components.errors import InputError
+from shared_components.output_lock import lock_folder
 
 _PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
 _IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", *_PICTURE_SUFFIXES)
@@ -43,7 +44,7 @@ def _umask() -> int:
 
 
 def claim_outputs(output_dir: str | os.PathLike, patterns: Sequence[str], overwrite: bool) -> Path:
-    """Make the output folder, before any work is done, and see that it can be written to.
+    """Make the output folder, before any work is done, claim it for this process and see that it can be written to.
 
     Args:
         output_dir: made with its parents if it is not there.
@@ -51,17 +52,11 @@ def claim_outputs(output_dir: str | os.PathLike, patterns: Sequence[str], overwr
         overwrite: whether such files may be there already.
 
     Raises:
-        InputError: if the folder cannot be made or written to, or holds such a file and ``overwrite`` is off.
+        InputError: if the folder cannot be made or written to, another process writes to it, or it holds such a file
+            and ``overwrite`` is off.
     """
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"output_dir {folder}: cannot be written to ({error.strerror}); choose another output_dir"
-        ) from error
+    lock_folder(folder)
     taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
     if taken and not overwrite:
         raise InputError(

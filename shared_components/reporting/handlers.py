@@ -120,6 +120,8 @@ class CaseMetrics:
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
         cases, loaded = engine.state.output, engine.state.batch
+        if not cases:  # it failed
+            return
         predictions = [case[self.pred_key].cpu() for case in cases]
         seconds = (time.perf_counter() - self._since) / len(cases)
         # MONAI's engines leave in the batch what they were not asked to pass on

@@ -59,7 +59,7 @@ class WeakMetrics:
 
     def __call__(self, engine: Engine) -> None:
         """Score the slices of one iteration."""
-        seconds = (time.perf_counter() - self._since) / len(engine.state.output)
+        seconds = (time.perf_counter() - self._since) / max(len(engine.state.output), 1)
         for case, loaded in zip(engine.state.output, engine.state.batch):
             with torch.no_grad():
                 image = torch.as_tensor(case["image"])[None].to(engine.state.device)

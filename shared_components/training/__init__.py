@@ -2,6 +2,7 @@
 
 from shared_components.training.checkpoints import BestWeights, LoadWeights, TrainingState
 from shared_components.training.ema import WarmedEMAHandler, shared_handler
+from shared_components.training.evaluator import CaseEvaluator
 from shared_components.training.gradients import ClipGradientNorm
 from shared_components.training.guards import StopOnNonFinite
 from shared_components.training.progress import RunProgress
@@ -9,6 +10,7 @@ from shared_components.training.seeding import EpochSeeder
 
 __all__ = [
     "BestWeights",
+    "CaseEvaluator",
     "ClipGradientNorm",
     "EpochSeeder",
     "LoadWeights",

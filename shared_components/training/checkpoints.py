@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from shared_components.errors import InputError
+from shared_components.output_lock import lock_folder, release_folder
 from shared_components.training.files import load_safely, save_atomically
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ class TrainingState:
         self.evaluator = evaluator
         self.resume = resume
         self.overwrite = overwrite
-        self._lock: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to a trainer."""
@@ -86,19 +85,14 @@ class TrainingState:
             )
 
     def _claim(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path.parent / ".lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{self.path.parent}: another run is writing here; wait for it or choose another --output_dir"
-            ) from error
+        lock_folder(self.path.parent)
+        for name in (self.path.name, "model.pt"):  # of a run that was killed while it saved
+            for left in self.path.parent.glob(f".{name}.*"):
+                left.unlink(missing_ok=True)
 
     def _release(self, engine: Engine) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if idist.get_rank() == 0:
+            release_folder(self.path.parent)
 
     def save(self, engine: Engine) -> None:
         """Write the state of a complete epoch."""
@@ -118,10 +112,10 @@ class TrainingState:
             raise InputError(
                 f"{self.path}: no saved state to resume; start without --resume True, or check --output_dir"
             )
-        state = load_safely(self.path)
+        state = self._read()
         self._compare(state.get("settings", {}), set(state) - {"progress", "settings", "best"})
         for name, item in self.objects.items():
-            item.load_state_dict(state[name])
+            self._bring_back(name, item, state[name])
         engine.state.epoch = state["progress"]["epoch"]
         engine.state.iteration = state["progress"]["iteration"]
         if engine.state.epoch >= engine.state.max_epochs:
@@ -136,6 +130,27 @@ class TrainingState:
             self.evaluator.state.best_metric = state["best"]["metric"]
             self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
         logger.info("%s: going on after epoch %d", self.path, engine.state.epoch)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state = load_safely(self.path)
+        except InputError as error:
+            best = self.path.parent / "model.pt"
+            hint = f"; or go on from the best weights in a new --output_dir with --ckpt_path {best}"
+            raise InputError(f"{error}{hint if best.is_file() else ''}") from error
+        if not isinstance(state, dict) or "progress" not in state:
+            raise InputError(f"{self.path}: no state of a training; give --resume the folder that a training wrote")
+        return state
+
+    def _bring_back(self, name: str, item: Any, state: Any) -> None:
+        try:
+            item.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:  # networks, optimizers, schedules
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise InputError(
+                f"{self.path}: the saved {name} differs from this run's ({_shorten(' '.join(lines))}); give the same "
+                "settings, or start anew in another --output_dir"
+            ) from error
 
     def _compare(self, saved: Mapping[str, Any], names: set[str]) -> None:
         differences = [

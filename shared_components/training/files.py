@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -18,21 +18,58 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     """`torch.save` to a temporary file, force it to the disk, then rename.
 
     Whatever moment the process is killed at, ``path`` holds the previous content or the new one, complete.
+
+    Raises:
+        InputError: the folder cannot be written to or is full; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = disk = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            disk = _Disk(file)
+            torch.save(content, disk)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        _remove(temporary)
+        cause = (disk and disk.error) or error
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror
+        raise InputError(
+            f"{path}: cannot be written ({reason}); free some space or choose another output_dir"
+        ) from error
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _remove(temporary)
         raise
     return path
+
+
+class _Disk:
+    """A file that remembers what the system said: torch raises an error of its own for it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _remove(temporary: str | None) -> None:
+    if temporary is not None:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def load_safely(path: str | os.PathLike) -> Any:
@@ -50,12 +87,17 @@ def load_safely(path: str | os.PathLike) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: holds more than tensors and was not loaded; save a plain state dict") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: truncated or corrupt; use an intact copy of the file") from error
+        what = f" ({error})" if isinstance(error, _WrongSum) else ""
+        raise InputError(f"{path}: truncated or corrupt{what}; use an intact copy of the file") from error
+
+
+class _WrongSum(ValueError):
+    pass
 
 
 def _check_sums(path: Path) -> None:
     """Compare the checksums that torch writes and does not read; files of the old format have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile(f"{path}: wrong checksum")
+            if (member := archive.testzip()) is not None:
+                raise _WrongSum(f"the checksum of its part {member} does not match")

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+LARGE_IMAGE = 1 << 25
+_TRIAL_SLICES = 2
 
 
 class RunProgress:
     """One bar over all iterations that are left of a run, with the epoch, the time left and the latest values.
 
     ignite's own bar starts anew at every epoch and so never says when the run ends. Place the handler after those that
-    resume. Only the first process shows a bar.
+    resume. Only the first process shows a bar. Before an evaluator starts on a volume of 32 million voxels and more,
+    over which no bar moves for long, its size is told and about how long it will take (`announce_large_image`).
 
     Args:
         description: what is running.
@@ -29,6 +39,8 @@ class RunProgress:
         """Add the bar to a trainer or an evaluator."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        if isinstance(engine, SupervisedEvaluator):
+            engine.add_event_handler(Events.ITERATION_STARTED, announce_large_image)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
     def _open(self, engine: Engine) -> None:
@@ -51,3 +63,26 @@ class RunProgress:
 
     def _close(self, engine: Engine) -> None:
         self.bar.close()
+
+
+def announce_large_image(engine: SupervisedEvaluator) -> None:
+    """Tell the size of a large volume (B, C, H, W, D) in ``engine.state.batch`` and about how long its slices take.
+
+    The time is that of a few slices from the middle, run twice because the first run is slower.
+    """
+    image = engine.state.batch.get("image") if isinstance(engine.state.batch, dict) else None
+    if not isinstance(image, torch.Tensor) or image.ndim != 5 or image[0, 0].numel() < LARGE_IMAGE:
+        return
+    start = (image.shape[-1] - _TRIAL_SLICES) // 2
+    trial = torch.as_tensor(image[..., max(start, 0) : start + _TRIAL_SLICES]).to(engine.state.device)
+    trial = trial.as_tensor() if hasattr(trial, "as_tensor") else trial
+    engine.network.eval()
+    seconds = 0.0
+    with torch.no_grad():
+        for _ in range(2):
+            since = time.perf_counter()
+            engine.inferer(trial, engine.network)
+            seconds = time.perf_counter() - since
+    size, slices = "x".join(map(str, image.shape[2:])), image.shape[-1]
+    minutes = seconds * slices / trial.shape[-1] / 60
+    logger.info("image of %s voxels (%d million): about %.1f minutes", size, image[0, 0].numel() // 10**6, minutes)

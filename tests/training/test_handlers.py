@@ -139,14 +139,6 @@ def test_changed_settings_are_listed(tmp_path):
         state.load(engine_of())
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
-    first = TrainingState(tmp_path, {"model": nn.Linear(2, 1)})
-    first._start(engine_of())
-    with pytest.raises(InputError, match="another run is writing here"):
-        TrainingState(tmp_path, {"model": nn.Linear(2, 1)})._start(engine_of())
-    first._release(engine_of())
-
-
 def test_best_weights_are_kept(tmp_path):
     model, scores = nn.Linear(1, 1), iter([0.5, 0.7, 0.6])
     saver = BestWeights(tmp_path / "model.pt", model)
