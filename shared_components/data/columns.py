@@ -61,7 +61,7 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
     labels = dict(without_label_suffix(list(inside[label].items()), every_stem))
     others = [name for name, files in inside.items() if name != label and set(files) & set(labels)]
     images = list(named) if set(named) <= set(inside) and named else _without_other_labels(others, label_column)
-    if not images:
+    if not images or not set.intersection(*(set(inside[name]) for name in images)):
         return None
     cases = sorted({stem for name in images for stem in inside[name]} | set(labels))
     rows = [Row(case, tuple(inside[name].get(case) for name in images), labels.get(case)) for case in cases]

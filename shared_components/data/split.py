@@ -87,6 +87,17 @@ def group_patients(folder: CaseFolder, patient_pattern: str) -> None:
     folder.patient_rule, folder.patient_pattern = f"case ids, by {patient_pattern}", patient_pattern
 
 
+def choose_split(folder: CaseFolder, fold: int | None, num_folds: int, patient_pattern: str | None) -> None:
+    """Set how a folder is divided, as the keys of a training configuration say: `sections` and `group_patients`.
+
+    Raises:
+        InputError: as `group_patients`.
+    """
+    folder.fold, folder.num_folds = fold, num_folds
+    if patient_pattern is not None:
+        group_patients(folder, patient_pattern)
+
+
 def guess_patient_pattern(ids: Sequence[str]) -> str | None:
     """Return a pattern for `group_patients` if all ids look like parts of patients, as ``spleen_03_s019`` does."""
     for text in _PATIENT_PATTERNS:

@@ -196,3 +196,20 @@ def test_the_command_shows_the_folder_and_the_place_of_the_bundle(
     assert nibabel.load(volumes / "labels" / "p0.nii.gz").get_fdata().max() == 7  # the data are as they were
     with pytest.raises(InputError, match="--from is missing"):
         main(["adapt_bundle", "--dataset_dir", str(volumes), "--name", "mine"])
+
+
+SPLITTING = [
+    path.parent.parent
+    for path in sorted(REPOSITORY.glob("bundles/*/configs/train.json"))
+    if path.parts[-3] != "adaptdiff_octa"  # its stages must share their sections
+]
+
+
+@pytest.mark.parametrize("bundle", SPLITTING, ids=lambda path: path.name)
+def test_every_training_can_validate_on_another_part_of_the_patients(bundle: Path) -> None:
+    train = read(bundle, "train")
+    assert (train["fold"], train["num_folds"], train["patient_pattern"]) == (None, 5, None)
+    for name in ("train", "evaluate"):
+        text = (bundle / "configs" / f"{name}.json").read_text(encoding="utf-8")
+        calls = text.count("make_datalist(") + text.count("slice_list(")
+        assert calls and text.count("**@split)") == calls
