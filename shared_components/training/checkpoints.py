@@ -226,7 +226,8 @@ class LoadWeights:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:]]
-            raise InputError(f"{self.path}: weights of another network: {_shorten(' '.join(lines))}") from error
+            expected = f"weights of another network: expected those of this {type(self.network).__name__}, found"
+            raise InputError(f"{self.path}: {expected} {_shorten(' '.join(lines))}") from error
         logger.info("%s: weights loaded", self.path)
 
 
