@@ -21,6 +21,7 @@ from shared_components.errors import InputError, one_line
 from shared_components.output_lock import LOCK_FILE, lock_folder, release_folder
 from shared_components.reporting.files import claim_outputs
 from shared_components.training import TrainingState
+from shared_components.training.files import load_safely
 from tests.data.folders import save
 from tests.diffusion.test_segmenter import VOLUME
 from tests.diffusion.test_segmenter import segmenter as small_segmenter
