@@ -33,6 +33,7 @@ from shared_components.bundle_tools.config_text import config_text
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.bundle_tools.training_memory import bytes_a_pixel
 from shared_components.data.cases import CaseFolder, find_cases
+from shared_components.data.check import usual_spatial_dims
 from shared_components.data.files import read_json_object
 from shared_components.data.fingerprint import Fingerprint, fingerprint
 from shared_components.data.split import group_patients, guess_patient_pattern, overlapping, sections
@@ -118,9 +119,9 @@ def adapt_bundle(
     _group(folder, patient_pattern, fold, num_folds)
     sys.stdout.write(overview_text(folder))
     sys.stdout.flush()
+    _refuse_misfit(source, usual_spatial_dims(folder.cases) == 2)
     found = fingerprint(folder, num_workers)
     _refuse_unusable(folder, found, skip_bad)
-    _refuse_misfit(source, found)
     task = _task(folder, found, labels, channels, device, memory)
     choices = [choice for choice in plan(found, source.template, task) if choice.key in source.train]
     choices += _given(source, label_column, skip_bad)
@@ -239,12 +240,12 @@ def _refuse_unusable(folder: CaseFolder, found: Fingerprint, skip_bad: bool) -> 
         logger.warning("%s: %d cases are left out", folder.root, len(bad))
 
 
-def _refuse_misfit(source: Source, found: Fingerprint) -> None:
-    family, what = source.template.family, "pictures" if found.pictures else "volumes"
-    if family == "either" or (family == "volumes") is not found.pictures:
+def _refuse_misfit(source: Source, pictures: bool) -> None:
+    family, what = source.template.family, "pictures" if pictures else "volumes"
+    if family == "either" or (family == "volumes") is not pictures:
         return
     takes = "volumes" if family == "volumes" else "pictures"
-    fit = ", ".join(_adaptable(source.folder, found.pictures))
+    fit = ", ".join(_adaptable(source.folder, pictures))
     raise InputError(f"{source.folder.name} segments {takes}, the folder holds {what}; adapt one of {fit}")
 
 

@@ -17,6 +17,7 @@ from shared_components.data.files import (
     annotations_by_stem,
     image_stem,
     images_by_stem,
+    is_series,
     read_json_object,
 )
 from shared_components.data.manifest import Manifest, Row, read_manifest
@@ -252,6 +253,8 @@ class _Finder:
     def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
         folder = self._one_of(IMAGE_FOLDERS, "cases") or self.root
         files = images_by_stem(folder)
+        if not files and is_series(folder):
+            files = [(folder.name, folder)]
         if not files:
             children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
             files = [(f"{child.name}_{stem}", path) for child in children for stem, path in images_by_stem(child)]

@@ -60,8 +60,21 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
-    """Return (name without suffix, file) of the `image_files` of a folder."""
-    return [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+    """Return (name without suffix, file) of the `image_files` of a folder, and (name, folder) of DICOM series in it."""
+    named = [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
+    below = sorted(folder.iterdir()) if folder.is_dir() else []
+    return sorted(named + [(path.name, path) for path in below if is_series(path)])
+
+
+def is_series(path: Path) -> bool:
+    """Tell whether a path is a folder of DICOM files, by the first file in it."""
+    if not path.is_dir() or path.name.startswith("."):
+        return False
+    first = next((file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")), None)
+    if first is None or image_stem(first.name):
+        return False
+    with open(first, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def annotations_by_stem(folder: Path) -> list[tuple[str, Path]]:

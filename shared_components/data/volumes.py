@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from shared_components.data.aperio import is_annotation, read_annotation
+from shared_components.data.dicom import read_series
 from shared_components.data.files import ITK_LOCK, NIFTI_SUFFIXES, UnusableImage
 from shared_components.data.pictures import Notes, Picture, is_picture, read_picture
 
@@ -78,7 +79,7 @@ def open_volume(
 ) -> Iterator[Volume]:
     """Open an image for one pass over its voxels.
 
-    NIfTI is read as a stream; pictures by `read_picture`, a label's annotation by `read_annotation` and the other
+    NIfTI is read as a stream; a folder as a DICOM series (`read_series`); pictures by `read_picture`, a label's annotation by `read_annotation` and the other
     formats by ITK, one whole file at a time.
 
     Args:
@@ -215,9 +216,10 @@ def _itk_volume(path: Path, spatial_dims: int) -> Volume:
     """Open a file by ITK; its LPS coordinates are turned to RAS."""
     import itk
 
+    series = read_series(path) if path.is_dir() else None
     with ITK_LOCK:
         try:
-            image = itk.imread(str(path))
+            image = itk.imread(str(path)) if series is None else series
             array = np.asarray(itk.array_from_image(image))
         except Exception as error:  # ITK raises RuntimeError, TypeError and its own kinds
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
