@@ -25,7 +25,8 @@ from shared_components.reporting.grids import Tile, contact_sheet
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
-from shared_components.reporting.report import environment, settings_table, subtitle
+from shared_components.reporting.report import environment, subtitle
+from shared_components.reporting.tables import settings_table
 
 logger = logging.getLogger(__name__)
 
