@@ -120,7 +120,7 @@ def adapt_bundle(
     sys.stdout.write(overview_text(folder))
     sys.stdout.flush()
     _refuse_misfit(source, usual_spatial_dims(folder.cases) == 2)
-    found = fingerprint(folder, num_workers)
+    found = fingerprint(folder, num_workers, _wanted_values(folder.label_names, labels))
     _refuse_unusable(folder, found, skip_bad)
     task = _task(folder, found, labels, channels, device, memory)
     choices = [choice for choice in plan(found, source.template, task) if choice.key in source.train]
@@ -264,7 +264,7 @@ def _task(
     return Task(
         classes=chosen_classes(folder.label_names, found, labels),
         channels=channel_names(folder, found),
-        columns=named or (folder.layout in ("manifest", "folders") and len(folder.channels) > 1),
+        columns=named or (folder.layout in ("manifest", "channel folders", "case folders") and len(folder.channels) > 1),
         num_train=max(1, len([case for case in sections(folder)["train"] if case not in found.unusable])),
         fold=folder.fold,
         num_folds=folder.num_folds,
@@ -310,6 +310,16 @@ def chosen_classes(names: Mapping[str, int], found: Fingerprint, labels: Labels 
     if missing or not chosen:
         raise InputError(f"labels: no voxel has the value {missing}; there are {_listed(all_names)}")
     return chosen
+
+
+def _wanted_values(names: Mapping[str, int], labels: Labels) -> set[int] | None:
+    """Return the values that the labels asked for have, as far as that is known before the data are measured."""
+    if isinstance(labels, Mapping):
+        listed = [[v] if isinstance(v, int) else v for v in labels.values()]
+        return {value for values in listed for value in values}
+    wanted = labels.split(",") if isinstance(labels, str) else [labels] if isinstance(labels, int) else labels or ()
+    texts = [str(item).strip() for item in wanted]
+    return {names[text] if text in names else int(text) for text in texts if text in names or text.isdigit()} or None
 
 
 def _listed(names: Mapping[str, int]) -> str:

@@ -61,8 +61,8 @@ class Task:
         classes: name to the values that files store for it, in the order of the class numbers.
         channels: names of the image channels.
         columns: whether these name columns (files) that hold a channel each.
-        num_train: training cases, and ``num_patients`` patients, of the fold.
-        fold, num_folds, patient_pattern, patient_rule: how the sections are made.
+        num_train: training cases of the fold.
+        fold, num_folds, patient_pattern, patient_rule, split_source: how the sections are made.
         device: "cpu" or "cuda".
         memory: bytes that a training may take.
     """
@@ -180,10 +180,9 @@ def _geometry(found: Fingerprint, template: Template, task: Task) -> tuple[list[
     factor = min(1.0, math.sqrt(budget / (width * height)))
     size = [_upwards(width * factor, template.multiple), _upwards(height * factor, template.multiple)]
     what = "slices" if len(found.median_size) > 2 else "pictures"
-    reason = (
-        f"{what} of {width:g}x{height:g} in the median, brought to about the template's {plane[0]}x{plane[1]} pixels "
-        f"in their own proportions, multiples of {template.multiple}"
-    )
+    brought = f"brought to about the template's {plane[0]}x{plane[1]} pixels in their own proportions"
+    reason = f"{what} of {width:g}x{height:g} in the median, {brought if factor < 1 else 'left as large as they are'}"
+    reason += f", sides multiples of {template.multiple}"
     choices = [Choice("image_size", size, reason)]
     if template.family == "either" and not found.pictures:
         choices += _adjacent(found.median_spacing[2], found.median_size[2])

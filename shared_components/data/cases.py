@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shared_components.data.aperio import looks_like_aperio
+from shared_components.data.columns import Columns, case_folders, channel_folders, masks_by_class
 from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
 from shared_components.data.files import (
+    CHANNEL_SUFFIX,
     IMAGE_FOLDERS,
     PICTURE_SUFFIXES,
     annotations_by_stem,
@@ -19,19 +21,19 @@ from shared_components.data.files import (
     images_by_stem,
     is_series,
     read_json_object,
+    without_label_suffix,
 )
 from shared_components.data.manifest import Manifest, Row, read_manifest
 from shared_components.errors import InputError
 
 LOOKED_FOR = (
     "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
-    "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, "
-    "or image files directly or one folder down (NIfTI, NRRD, MHA, PNG, JPEG, TIFF, BMP, GIF)"
+    "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, a folder a channel beside one of labels, "
+    "a folder a case with its label in it, "
+    "or image files directly or one folder down (NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF)"
 )
 _LABEL_FOLDERS = ("labels", "masks", "mask")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
-_CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
-_LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """A case: its image files (one, or one a channel; none if only a label was found) and its label file."""
+    """A case: its image files (one, or one a channel; none if only a label was found) and its label file.
+
+    ``masks`` stands in for the label where there is a mask file for each class, ``None`` where a case lacks one.
+    ``named`` says that other cases' files have the same names, so that results are to be called by the id.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    masks: tuple[Path | None, ...] = ()
+    named: bool = False
 
     def datalist_item(self) -> dict[str, str | list[str]]:
         """Return the case as an entry of a MONAI datalist; "image" is a list for one file a channel."""
         paths = [str(path) for path in self.images]
         item: dict[str, str | list[str]] = {"image": paths[0] if len(paths) == 1 else paths}
-        return item if self.label is None else {**item, "label": str(self.label)}
+        if self.label is not None:
+            item["label"] = str(self.label)
+        elif any(self.masks):
+            item["label"] = [str(path or "") for path in self.masks]
+        return {**item, "case": self.id} if self.named else item
 
 
 @dataclass
@@ -70,7 +82,7 @@ class CaseFolder:
 
     Attributes:
         root: absolute path of the folder.
-        layout: "msd", "nnunet", "manifest", "paired" or "images".
+        layout: "msd", "nnunet", "manifest", "paired", "channel folders", "case folders" or "images".
         channels: names of the image channels.
         label_names: name to value, without the background; empty if no ``dataset.json`` says.
         cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
@@ -118,9 +130,10 @@ def find_cases(
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
     row a case: `shared_components.data.manifest.read_manifest`), "paired" (``images/``, ``img/`` or
     ``Tissue Images/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a label's name may end in
-    _segmentation, _mask, _seg, _label or _gt) and "images" (image files alone, directly in the folder or one folder
-    down), in this order, each with an optional ``split.json`` of ids under "train", "validation" and "test", which
-    comes before a manifest's own split.
+    _segmentation, _mask, _seg, _label or _gt; or the masks lie in a folder a class), "channel folders" and "case
+    folders" (`shared_components.data.columns`), and "images" (image files alone, directly in the folder or one folder
+    down), each with an optional ``split.json`` of ids under "train", "validation" and "test", which comes before a
+    manifest's own split. Wherever an image may lie, a folder with a DICOM series can stand in for it.
 
     Wherever a label may lie, an Aperio annotation (``.xml``: `shared_components.data.aperio`) can stand in for it; a
     label map of the same name comes first. "paired" is also what MoNuSeg ships: ``Annotations/`` (or
@@ -134,9 +147,10 @@ def find_cases(
     Args:
         dataset_dir: the folder.
         channels: names of the image channels, or their number; by default those of ``dataset.json``, else as
-            many as there are files a case. For a manifest, names of its image columns, by default "image".
+            many as there are files a case. For a manifest, names of its image columns, by default "image"; for folders
+            of channels or of cases, names of those folders or files.
         label_column: the manifest's column of label paths; by default the first of label, mask, seg and segmentation
-            that holds paths.
+            that holds paths. For folders of channels or of cases, the folder's or the files' name.
 
     Raises:
         InputError: there is no such folder, it holds nothing usable, one of its JSON files or its manifest is broken,
@@ -174,18 +188,26 @@ class _Finder:
             layout, cases, unlabelled = self._labelled(self.root / "imagesTr", self.root / "labelsTr")
         elif (self.root / "manifest.csv").is_file():
             return self._from_manifest(read_manifest(self.root / "manifest.csv", self.channels, self.label_column))
-        elif folders := self._paired_folders():
+        elif columns := channel_folders(self.root, self.channels, self.label_column):
+            return self._from_columns(columns)
+        elif self.label_column is None and (folders := self._paired_folders()):
+            if by_class := masks_by_class(folders[1]):
+                return self._with_masks(folders[0], *by_class)
             layout, cases, unlabelled = self._labelled(*folders)
+        elif columns := case_folders(self.root, self.channels, self.label_column):
+            return self._from_columns(columns)
         else:
             layout, cases, unlabelled = self._images_alone()
         if self.label_column is not None:
             raise InputError(
-                f"{self.root}: label_column '{self.label_column}', but there is no manifest.csv; leave it out"
+                f"{self.root}: label_column '{self.label_column}', but there is no manifest.csv, no folder and no "
+                "file of the cases' folders of that name; leave it out"
             )
         return self._folder(layout, cases, unlabelled)
 
     def _folder(self, layout: str, cases: list[Case], unlabelled: list[Case], **more: Any) -> CaseFolder:
         self._check_ids(cases, unlabelled)
+        cases, unlabelled = _named_apart(cases), _named_apart(unlabelled)
         most = max((len(case.images) for case in cases + unlabelled), default=1)
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
         named = self.names is not None or most > 1
@@ -217,7 +239,27 @@ class _Finder:
             raise InputError(f"{self.root}: has both {both}; keep the one that belongs to the {what}")
         return found[0] if found else None
 
-    def _from_manifest(self, manifest: Manifest) -> CaseFolder:
+    def _from_columns(self, columns: Columns) -> CaseFolder:
+        self.label_names = self.label_names or columns.label_names
+        return self._from_manifest(columns.manifest, columns.layout, columns.masks)
+
+    def _with_masks(
+        self, image_dir: Path, names: tuple[str, ...], masks: dict[str, tuple[Path | None, ...]]
+    ) -> CaseFolder:
+        """Return the folder of images whose masks lie in a folder a class."""
+        self.label_names = {name: number for number, name in enumerate(names, 1)}
+        images = images_by_stem(image_dir)
+        groups = self._grouped(images, self._has_channel_suffix([stem for stem, _ in images], set(masks)))
+        self._report_unpaired(groups, {case: next(filter(None, paths)) for case, paths in masks.items()})
+        cases = [replace(case, masks=masks.get(case.id, ())) for case in _cases(groups, {})]
+        return self._folder("paired", cases, [])
+
+    def _from_manifest(
+        self,
+        manifest: Manifest,
+        layout: str = "manifest",
+        masks: Mapping[str, tuple[Path | None, ...]] | None = None,
+    ) -> CaseFolder:
         if len(manifest.image_columns) > 1:
             self.names = manifest.image_columns
         self.split = manifest.split if self.split is None else self.split
@@ -226,9 +268,10 @@ class _Finder:
             if row.id in cases:
                 self._problem(row.id, manifest.file, "listed twice; keep one of the rows", "duplicate_id")
                 continue
-            self._report_empty_cells(manifest, row)
+            self._report_empty_cells(manifest, row, (masks or {}).get(row.id, ()))
             images = tuple(path for path in row.images if path)
-            cases[row.id] = Case(row.id, images, row.label)
+            own = layout == "case folders"  # files in them are called alike, or by their channel
+            cases[row.id] = Case(row.id, images, row.label, (masks or {}).get(row.id, ()), own)
         if manifest.split is self.split:
             for case in manifest.without_section:
                 self._problem(case, manifest.file, "in no section: its split is empty", "no_section", "warning")
@@ -236,9 +279,9 @@ class _Finder:
             self._problem("", manifest.file, manifest.no_label_text, "no_label_column", "warning")
         rule = "the manifest's column of patients" if manifest.groups else ""
         more = {"label_column": manifest.label_column, "groups": manifest.groups, "patient_rule": rule}
-        return self._folder("manifest", sorted(cases.values(), key=lambda case: case.id), [], **more)
+        return self._folder(layout, sorted(cases.values(), key=lambda case: case.id), [], **more)
 
-    def _report_empty_cells(self, manifest: Manifest, row: Row) -> None:
+    def _report_empty_cells(self, manifest: Manifest, row: Row, masks: Sequence[Path | None] = ()) -> None:
         empty = [column for column, path in zip(manifest.image_columns, row.images) if path is None]
         if len(empty) == len(row.images):
             self._problem(row.id, manifest.file, f"row without an image: {', '.join(empty)} is empty", "no_image")
@@ -246,7 +289,7 @@ class _Finder:
             for column in empty:
                 text = f"channel {manifest.image_columns.index(column)} ({column}) is missing: the cell is empty"
                 self._problem(row.id, manifest.file, text, "missing_channel")
-        if manifest.label_column and row.label is None:
+        if manifest.label_column and row.label is None and not any(masks):
             text = f"image without a label: {manifest.label_column} is empty"
             self._problem(row.id, manifest.file, text, "no_label")
 
@@ -266,7 +309,7 @@ class _Finder:
         labels = _labels_by_stem(label_dir, images) if label_dir != image_dir else annotations_by_stem(label_dir)
         paired = image_dir.name != "imagesTr"
         tests = [] if paired else images_by_stem(self.root / "imagesTs")
-        labels = _without_label_suffix(labels, [stem for stem, _ in images]) if paired else labels
+        labels = without_label_suffix(labels, [stem for stem, _ in images]) if paired else labels
         suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
         image_groups = self._grouped(images, suffixed)
         label_paths = {case: group[0] for case, group in self._grouped(labels, False).items()}
@@ -278,7 +321,7 @@ class _Finder:
 
     def _has_channel_suffix(self, stems: list[str], label_stems: set[str]) -> bool:
         """Tell whether ``_0000`` at the end of image names is nnU-Net's channel, not a part of the id."""
-        matches = [match for match in map(_CHANNEL_SUFFIX.match, stems) if match]
+        matches = [match for match in map(CHANNEL_SUFFIX.match, stems) if match]
         if "channel_names" in self.meta and matches:
             return True
         if not matches or len(matches) < len(stems) or label_stems & set(stems):
@@ -292,7 +335,7 @@ class _Finder:
         """Group (stem, file) pairs to cases: id to channel to file."""
         groups: dict[str, dict[int, Path]] = {}
         for stem, path in files:
-            match = _CHANNEL_SUFFIX.match(stem) if suffixed else None
+            match = CHANNEL_SUFFIX.match(stem) if suffixed else None
             case, channel = (match.group(1), int(match.group(2))) if match else (stem, 0)
             if suffixed and not match:
                 self._problem(case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix")
@@ -386,15 +429,14 @@ def _labels_by_stem(folder: Path, images: list[tuple[str, Path]]) -> list[tuple[
     if not maps:
         return annotations
     stems = [stem for stem, _ in images]
-    lacking = set(stems) - {stem for stem, _ in _without_label_suffix(maps, stems)}
+    lacking = set(stems) - {stem for stem, _ in without_label_suffix(maps, stems)}
     return maps + [(stem, path) for stem, path in annotations if stem in lacking]
 
 
-def _without_label_suffix(labels: list[tuple[str, Path]], image_stems: list[str]) -> list[tuple[str, Path]]:
-    """Take a label's suffix such as ``_mask`` off its id where an image has the name without it."""
-    known = {match.group(1) for match in map(_CHANNEL_SUFFIX.match, image_stems) if match} | set(image_stems)
-    short = {stem: _LABEL_SUFFIX.sub("", stem) for stem, _ in labels}
-    return [(short[stem] if stem not in known and short[stem] in known else stem, path) for stem, path in labels]
+def _named_apart(cases: list[Case]) -> list[Case]:
+    """Mark the cases whose (first) image file has the same name as another's."""
+    stems = Counter(image_stem(case.images[0].name) or case.images[0].name for case in cases if case.images)
+    return [replace(case, named=True) for case in cases] if max(stems.values(), default=1) > 1 else cases
 
 
 def _cases(images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> list[Case]:

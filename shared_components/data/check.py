@@ -63,6 +63,8 @@ def check_case(
         check.has_channel(found, channel)
     if case.label is not None:
         check.label(case.label, allowed)
+    for mask in filter(None, case.masks):  # one a class
+        check.label(mask, frozenset({0, 1}))
     return check.findings
 
 

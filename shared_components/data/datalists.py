@@ -7,6 +7,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
@@ -167,7 +168,8 @@ def _folder(
 
 
 def _checked_images(folder: CaseFolder, num_channels: int, **options: Any) -> tuple[list[Case], list[Finding]]:
-    cases = [Case(case.id, case.images) for case in folder.cases + folder.unlabelled if case.images]
+    with_images = [case for case in folder.cases + folder.unlabelled if case.images]
+    cases = [replace(case, label=None, masks=()) for case in with_images]
     cases.sort(key=lambda case: case.id)
     findings = check_cases(folder, cases, None, num_channels, **options)
     return cases, [finding for finding in findings if finding.kind not in _ABOUT_LABELS]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
 IMAGE_FOLDERS = ("images", "img", "Tissue Images")
+CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
+_LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
 
@@ -75,6 +79,14 @@ def is_series(path: Path) -> bool:
         return False
     with open(first, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:
+    """Take a label's suffix such as ``_mask`` off its id where an image has the name without it."""
+    stems = set(image_stems)
+    known = {match.group(1) for match in map(CHANNEL_SUFFIX.match, stems) if match} | stems
+    short = {stem: _LABEL_SUFFIX.sub("", stem) for stem, _ in labels}
+    return [(short[stem] if stem not in known and short[stem] in known else stem, path) for stem, path in labels]
 
 
 def annotations_by_stem(folder: Path) -> list[tuple[str, Path]]:

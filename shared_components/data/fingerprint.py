@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from shared_components.data.cases import Case, CaseFolder
 from shared_components.data.check import usual_spatial_dims
 from shared_components.data.files import UnusableImage
-from shared_components.data.scan import full_scale_label
+from shared_components.data.scan import FULL_SCALE, full_scale_label
 from shared_components.data.volumes import Grid, Volume, open_volume
 
 _SAMPLED_A_BLOCK = 4096
@@ -97,7 +97,9 @@ class Fingerprint:
         return asdict(self)
 
 
-def fingerprint(folder: CaseFolder, num_workers: int | None = None) -> Fingerprint:
+def fingerprint(
+    folder: CaseFolder, num_workers: int | None = None, values: Collection[int] | None = None
+) -> Fingerprint:
     """Measure every case of a folder once, in parallel, with a progress bar for more than 20.
 
     Memory holds a block of a few million voxels and one bit a voxel for each worker (one whole file of pictures, NRRD
@@ -106,13 +108,16 @@ def fingerprint(folder: CaseFolder, num_workers: int | None = None) -> Fingerpri
     Args:
         folder: the folder; cases that cannot be read, or whose label lies on another grid, are left out and named.
         num_workers: threads; by default the number of CPU cores, at most 8.
+        values: label values whose voxels are the foreground; by default all above 0.
     """
+    if values is not None and set(values) == {1}:
+        values = {*values, *FULL_SCALE}
     cases = [case for case in folder.cases + folder.unlabelled if case.images]
     spatial_dims = usual_spatial_dims(cases)
     total = _Total()
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda case: _measured(case, spatial_dims), cases)
+        found = pool.map(lambda case: _measured(case, spatial_dims, values), cases)
         for case, measured in tqdm(
             zip(cases, found), total=len(cases), desc="measuring", unit="case", disable=len(cases) <= _PROGRESS_FROM
         ):
@@ -177,20 +182,29 @@ def _thinned(values: np.ndarray, most: int) -> np.ndarray:
     return values[:: max(1, -(-values.size // most))]
 
 
-def _measured(case: Case, spatial_dims: int) -> _Measured | str:
+def _measured(case: Case, spatial_dims: int, wanted: Collection[int] | None) -> _Measured | str:
     """Measure a case; a text says what is wrong with one that cannot be used."""
     try:
-        return _measure(case, spatial_dims)
+        return _measure(case, spatial_dims, wanted)
     except UnusableImage as error:
         return str(error)
 
 
-def _measure(case: Case, spatial_dims: int) -> _Measured:
+def _measure(case: Case, spatial_dims: int, wanted: Collection[int] | None) -> _Measured:
     counts, marked, label_grid = None, None, None
-    if case.label is not None:
-        with open_volume(case.label, spatial_dims, True, case.images[0]) as label:
-            counts, marked = _label_content(label)
+    for number, path in [(None, case.label), *enumerate(case.masks, 1)]:
+        if path is None:
+            continue
+        with open_volume(path, spatial_dims, True, case.images[0]) as label:
+            chosen = wanted if number is None else None if wanted is None or number in wanted else ()
+            found, bits = _label_content(label, chosen)
+            if label_grid is not None and label_grid.shape != label.grid.shape:
+                raise UnusableImage(f"{path.name}: {label.grid}, another mask of the case has {label_grid}")
             label_grid = label.grid
+        if number is not None:  # one mask a class
+            found = Counter({number: sum(n for value, n in found.items() if value > 0)})
+        counts = found if counts is None else counts + found
+        marked = bits if marked is None else marked | bits
     channels: list[_Values] = []
     foreground: list[_Values] = []
     num_zero, grid = 0, None
@@ -208,8 +222,8 @@ def _measure(case: Case, spatial_dims: int) -> _Measured:
     return _Measured(grid, channels, foreground, num_zero, counts)
 
 
-def _label_content(label: Volume) -> tuple[Counter[int], np.ndarray]:
-    """Return the voxel count of every value, and which voxels are labelled, as packed bits."""
+def _label_content(label: Volume, wanted: Collection[int] | None) -> tuple[Counter[int], np.ndarray]:
+    """Return the voxel count of every value, and which voxels have a value wanted (above 0), as packed bits."""
     counts: Counter[int] = Counter()
     bits = []
     pending = np.zeros(0, dtype=bool)
@@ -217,7 +231,8 @@ def _label_content(label: Volume) -> tuple[Counter[int], np.ndarray]:
         whole = np.rint(values)
         found, numbers = np.unique(whole, return_counts=True)
         counts.update({int(value): int(number) for value, number in zip(found, numbers) if np.isfinite(value)})
-        pending = np.concatenate([pending, whole > 0])
+        marked = whole > 0 if wanted is None else np.isin(whole, list(wanted))
+        pending = np.concatenate([pending, marked])
         even = len(pending) // 8 * 8
         bits.append(np.packbits(pending[:even]))
         pending = pending[even:]

@@ -18,7 +18,7 @@ from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from shared_components.data.aperio import is_annotation, read_annotation
-from shared_components.data.files import UnusableImage
+from shared_components.data.files import UnusableImage, image_stem
 from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
 from shared_components.data.scan import Labels, allowed_values, full_scale_label
 from shared_components.data.transforms import rounded_labels
@@ -154,6 +154,8 @@ class _LabelLoader(_FileLoader):
         self.classes = None if stored_values is None else [ensure_tuple(values) for values in stored_values]
 
     def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
+        if isinstance(filename, (list, tuple)) and len(filename) > 1:
+            return self.result(self._one_a_class(filename))
         (name,) = ensure_tuple(filename)
         if isinstance(name, _Annotation):
             return self.result(self.load(name.path, _AnnotationReader(name, self.numbered)))
@@ -166,6 +168,18 @@ class _LabelLoader(_FileLoader):
             values = torch.where(values == white[0], float(white[1]), 0.0)
         return self.result(MetaTensor(self._numbered_classes(values), meta=label.meta))
 
+    def _one_a_class(self, names: Sequence[str]) -> MetaTensor:
+        """Merge one mask a class ("" for a class that the case has not); where two overlap, the later class counts."""
+        merged = None
+        for number, name in enumerate(names, 1):
+            if name:
+                mask = self.load(name, None)
+                merged = MetaTensor(torch.zeros_like(mask.as_tensor()), meta=mask.meta) if merged is None else merged
+                merged[mask > 0] = float(number)
+        if merged is None:
+            raise InputError("a case without any mask; leave it out")
+        return MetaTensor(self._numbered_classes(merged.as_tensor()), meta=merged.meta)
+
     def _numbered_classes(self, values: torch.Tensor) -> torch.Tensor:
         if self.classes is None:
             return values
@@ -175,14 +189,27 @@ class _LabelLoader(_FileLoader):
         return numbers
 
 
-class LoadImageChannelsd(LoadImaged):
+class _LoadCased(LoadImaged):
+    """`LoadImaged` that gives what it loads the name of the entry "case", if there is one, so that results have it."""
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        loaded = super().__call__(data, reader)
+        for key in self.key_iterator(loaded) if "case" in loaded else ():
+            if isinstance(loaded[key], MetaTensor):
+                file = Path(str(loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ]))
+                suffix = file.name[len(image_stem(file.name) or file.name) :]
+                loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(file.with_name(f"{loaded['case']}{suffix}"))
+        return loaded
+
+
+class LoadImageChannelsd(_LoadCased):
     """Load an image of any supported kind as (C, *spatial) float32 with the number of channels the model takes.
 
     A path is one file (4-D NIfTI included), a list of paths one file a channel, stacked in this order with the first
     file's metadata. A grey picture becomes a colour one by repetition, a colour picture a grey one by its luminance, an
     alpha channel is dropped (`shared_components.data.pictures.read_picture`). Pictures of 8 and of 16 bits go from 0
     to 255. Axes are ordered as MONAI orders them: (C, columns, rows) for a picture, so that `PILWriter` writes it as
-    its source lies.
+    its source lies. Where other cases' files have the same name, the entry "case" names what is loaded.
     """
 
     def __init__(
@@ -204,13 +231,14 @@ class LoadImageChannelsd(LoadImaged):
         self._loader = _ChannelLoader(num_channels, channel)
 
 
-class LoadLabelMapd(LoadImaged):
+class LoadLabelMapd(_LoadCased):
     """Load a label map of any supported kind as (1, *spatial) float32 with the label values of the model.
 
     A mask of 0 and 255 (or 65535) in a task with one label has 255 replaced by the label. A JPEG is cut at half first,
     colours that agree are one value, values that a float file stores next to a whole number are rounded; all other
     values stay. An Aperio annotation (``.xml``) is drawn as 1 in every region
     (`shared_components.data.aperio.read_annotation`), in the size of the entry's image, which may be loaded already.
+    A list of paths is one mask a class, "" for a class that a case has not.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from shared_components.data.volumes import Volume
 from shared_components.errors import InputError
 
 INTEGER_TOLERANCE = 1e-3
-_FULL_SCALE = (255, 65535)
+FULL_SCALE = (255, 65535)
 
 Labels = Mapping[str, int] | Iterable[int] | int | None
 
@@ -45,7 +45,7 @@ def full_scale_label(values: Iterable[int], allowed: frozenset[int] | None) -> t
     found = set(values)
     foreground = (allowed or frozenset({0, 1})) - {0}
     top = max(found, default=0)
-    if top not in _FULL_SCALE or found - {0, top} or len(foreground) != 1 or top in foreground:
+    if top not in FULL_SCALE or found - {0, top} or len(foreground) != 1 or top in foreground:
         return None
     return top, next(iter(foreground))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from shared_components.data.cases import CaseFolder
 from shared_components.data.split import overlapping, sections
 
+_SHOWN = 12
+
 
 def overview(folder: CaseFolder) -> dict[str, str]:
     """Return what to say of a folder: a word and its text for each line."""
     tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
-    labels = ", ".join(f"{name} {value}" for name, value in folder.label_names.items())
+    named = [f"{name} {value}" for name, value in folder.label_names.items()]
+    labels = ", ".join(named[:_SHOWN]) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
     told = {
         "folder": str(folder.root),
         "layout": folder.layout,
