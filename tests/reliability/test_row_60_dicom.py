@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from shared_components.data.cases import find_cases
 from shared_components.data.check import check_folder
