@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs.fixtures import lively_weights, phantoms, trained  # noqa: F401  fixtures that are made once
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

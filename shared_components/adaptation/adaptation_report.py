@@ -23,7 +23,8 @@ from shared_components.errors import InputError
 from shared_components.reporting.files import write_atomically
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
-from shared_components.reporting.report import environment, heading_of, number, settings_table, subtitle
+from shared_components.reporting.report import environment, subtitle
+from shared_components.reporting.tables import heading_of, number, settings_table
 
 REPORT = "report.html"
 NUM_SHOWN = 4

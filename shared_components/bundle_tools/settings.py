@@ -251,4 +251,5 @@ def report_failures(failures: Sequence[str], evaluator: Any = None) -> None:
     """
     failures = [*failures, *getattr(evaluator, "failures", ())]
     if failures:
-        raise InputError(f"{len(failures)} cases could not be processed: {' | '.join(failures)}")
+        count = f"{len(failures)} case{'s' if len(failures) > 1 else ''}"
+        raise InputError(f"{count} could not be processed: {' | '.join(failures)}")

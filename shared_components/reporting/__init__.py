@@ -1,6 +1,7 @@
 """What came out, for people to look at: scores of every case, pictures, and a report of the run."""
 
 from shared_components.reporting.handlers import CaseMetrics, ReportHandler, SaveOverlays
+from shared_components.reporting.inference_report import InferenceReportHandler
 from shared_components.reporting.instances import InstanceScores, add_instances
 from shared_components.reporting.metrics import score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
@@ -11,6 +12,7 @@ from shared_components.reporting.training_report import TrainingReportHandler
 
 __all__ = [
     "CaseMetrics",
+    "InferenceReportHandler",
     "InstanceScores",
     "Picture",
     "ReportHandler",

@@ -36,7 +36,7 @@ from shared_components.reporting.files import (
 from shared_components.reporting.instances import InstanceScores
 from shared_components.reporting.metrics import UNITS, score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
-from shared_components.reporting.report import Picture, write_report
+from shared_components.reporting.report import Picture, weights_and_sampling, write_report
 
 CaseKey = tuple[str, int]
 logger = logging.getLogger(__name__)
@@ -258,7 +258,8 @@ class ReportHandler:
     (`write_report`).
 
     It reads what `CaseMetrics` left in ``engine.state`` and, if `SaveOverlays` ran, shows the worst, the
-    median and the best cases by mean Dice.
+    median and the best cases by mean Dice. Handlers before it may leave further tables in
+    ``engine.state.report_tables``, a list of `shared_components.reporting.tables.Table`.
 
     Args:
         output_dir: where the page goes; made when the run starts.
@@ -292,20 +293,24 @@ class ReportHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Write the page."""
-        rows = getattr(engine.state, "case_metrics", None)
-        if rows is None:
+        state = engine.state
+        rows, tables = getattr(state, "case_metrics", None), getattr(state, "report_tables", ())
+        if rows is None and not tables:
             raise InputError("ReportHandler: found no case metrics; put CaseMetrics before it in the handlers")
-        if idist.get_rank() != 0 or not rows:
+        if idist.get_rank() != 0 or not (rows or tables):
             return
+        seconds = {"seconds in all": round(time.perf_counter() - self._since, 1)}
         path = write_report(
             self.output_dir,
             self.title,
-            rows,
-            engine.state.case_summary,
-            self._pictures(engine),
-            {**self.settings, "seconds in all": round(time.perf_counter() - self._since, 1)},
-            engine.state.calibration.tolist(),
-            engine.state.near_foreground,
+            rows or [],
+            state.case_summary if rows else [],
+            self._pictures(engine) if rows else [],
+            {**self.settings, **weights_and_sampling(engine), **seconds},
+            state.calibration.tolist() if rows else None,
+            state.near_foreground if rows else "",
+            tables=tables,
+            failures=getattr(engine, "failures", ()),
         )
         logger.info("report: %s", path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -23,13 +24,21 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
   font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 .charts { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
-.scroll { overflow-x: auto; }
+.scroll { overflow: auto; max-height: 78vh; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { background: var(--wash); border-bottom: 2px solid var(--line); font-weight: 600; font-size: 13px;
   white-space: normal; vertical-align: bottom; }
+thead th { position: sticky; top: 0; z-index: 1; }
 tbody tr:hover { background: var(--wash); }
+td.bar { background: linear-gradient(to right, #d8e9f4 calc(var(--share) * 100%), transparent 0) no-repeat;
+  background-size: 100% 76%; background-position: 0 50%; }
+a { color: var(--accent); }
+nav { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 14px; margin-top: 12px; }
+input.filter { font: inherit; padding: 4px 10px; margin: 0 0 10px; border: 1px solid var(--line); border-radius: 4px;
+  width: 260px; max-width: 100%; }
+ul.failures { margin: 0; padding-left: 20px; color: #9d2b1d; overflow-wrap: anywhere; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
@@ -60,16 +69,23 @@ buttons.forEach(button => button.addEventListener("click", () => {
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
   body.append(...[...body.rows].sort(order));
 }));
+document.querySelectorAll("input.filter").forEach(box => box.addEventListener("input", () => {
+  const words = box.value.toLowerCase();
+  for (const row of box.parentElement.querySelector("tbody").rows)
+    row.hidden = !row.textContent.toLowerCase().includes(words);
+}));
 """
 
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
-    """Return the page: a header, the parts of the body, style and script, all in one file."""
+    """Return the page: a header that leads to the sections, the parts of the body, style and script, in one file."""
+    headings = re.findall(r'<section id="([^"]*)"><h2>(.*?)</h2>', "".join(body))
+    links = "".join(f'<a href="#{place}">{heading}</a>' for place, heading in headings)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>\n<main>\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header>\n<main>\n"
         + "\n".join(part for part in body if part)
         + f"\n</main>\n<script>{SORTING}</script>\n</body>\n</html>\n"
     )
@@ -78,4 +94,5 @@ def page(title: str, subtitle: str, body: Sequence[str]) -> str:
 def section(heading: str, content: str, note: str = "") -> str:
     """Return a section, or nothing when there is no content."""
     note = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(heading)}</h2>{content}{note}</section>" if content else ""
+    place = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+    return f'<section id="{place}"><h2>{escape(heading)}</h2>{content}{note}</section>' if content else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import math
+import hashlib
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -21,9 +22,11 @@ from shared_components.reporting.charts import reliability_chart, strip_chart
 from shared_components.reporting.files import write_atomically
 from shared_components.reporting.metrics import UNITS
 from shared_components.reporting.page import page, section
+from shared_components.reporting.tables import Table, anchor, case_table, settings_table, summary_table, tiles
 
 RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis or treatment."
-_RADIOLOGICAL = "Volumes are shown in the radiological convention: the patient's right is on the picture's left."
+RADIOLOGICAL = "Volumes are shown in the radiological convention: the patient's right is on the picture's left."
+_STD = "std is the sample's (n - 1). Missing values are left out and counted."
 # name of the columns that it explains, term, explanation
 _MEANINGS = (
     ("dice_", "Dice", "Overlap of prediction and reference, 0 to 1. Both empty: 1. One of them empty: 0."),
@@ -90,6 +93,26 @@ def environment() -> dict[str, str]:
     }
 
 
+def weights_and_sampling(engine: Any) -> dict[str, Any]:
+    """Return what a finished run tells by itself: its command, its weights, how its network samples.
+
+    Args:
+        engine: a MONAI evaluator; ``engine.state.weights`` is the file that `shared_components.training.LoadWeights`
+            read.
+    """
+    network = getattr(engine, "network", None)
+    names = ("num_samples", "num_inference_steps", "combine", "seed", "amp")
+    sampling = {name: getattr(network, name) for name in names if isinstance(getattr(network, name, None), (int, str))}
+    told: dict[str, Any] = {"command": " ".join(sys.argv)}
+    if weights := getattr(engine.state, "weights", None):
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        told["weights"] = {"file": str(weights), "sha256": digest}
+    if network is not None:
+        count = sum(parameter.numel() for parameter in network.parameters())
+        told["model"] = {"class": type(network).__name__, "parameters": count, **sampling}
+    return told
+
+
 def write_report(
     output_dir: str | os.PathLike,
     title: str,
@@ -100,6 +123,8 @@ def write_report(
     calibration: Sequence[Sequence[float]] | None = None,
     region: str = "",
     file_name: str = "report.html",
+    tables: Sequence[Table] = (),
+    failures: Sequence[str] = (),
 ) -> Path:
     """Write the report of an evaluation.
 
@@ -113,6 +138,8 @@ def write_report(
         calibration: (3, num_bins) from `shared_components.ensembling.calibration_bins`.
         region: what "near the foreground" meant, for the page's definitions.
         file_name: name of the page.
+        tables: further ones, each in a section of its own.
+        failures: a line for each case that could not be evaluated.
 
     Returns:
         Path of the page, whole or not written at all.
@@ -120,99 +147,29 @@ def write_report(
     elements = "pixels" if any("_px_" in column for row in rows for column in row) else "voxels"
     note = "Hover over a point for its case. The box spans the quartiles, the line is the median."
     body = [
-        tiles(summary),
+        failed_cases(failures),
+        tiles(summary) if summary else "",
+        section("Summary", summary_table(summary), _STD),
+        *[section(table.heading, case_table(table.rows), table.note) for table in tables],
         section("Distribution over the cases", _charts(rows, calibration, elements), note),
-        section(
-            "Summary",
-            summary_table(summary),
-            "std is the sample's (n - 1). Missing values are left out and counted.",
-        ),
-        section("Cases in pictures", _figures(pictures), _RADIOLOGICAL if elements == "voxels" else ""),
-        section("All cases", case_table(rows), "Click a heading to sort."),
+        section("All cases", case_table(rows, {picture.case for picture in pictures}), "Click a heading to sort."),
+        section("Cases in pictures", figures(pictures), RADIOLOGICAL if elements == "voxels" else ""),
         section("How to read the numbers", _definitions(summary, region, elements)),
         section("How it was made", settings_table({**(settings or {}), "environment": environment()})),
     ]
     return write_atomically(Path(output_dir) / file_name, page(title, subtitle(f"{len(rows)} cases"), body))
 
 
+def failed_cases(failures: Sequence[str]) -> str:
+    """Return the list of the cases that could not be processed, nothing where there are none."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in failures)
+    heading = f"{len(failures)} case{'s' if len(failures) > 1 else ''} could not be processed"
+    return section(heading, f'<ul class="failures">{lines}</ul>' if failures else "")
+
+
 def subtitle(what: str) -> str:
     """Return what the page is about, when it was written and what it is not for."""
     return f"{what} · {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC · {RESEARCH_ONLY}"
-
-
-def heading_of(column: str) -> str:
-    """Return a column's name for people: ``hd95_mm_anterior`` is ``HD95 (mm), anterior``."""
-    if column.startswith(("hd95_", "assd_")):
-        metric, unit, label = column.split("_", 2)
-        return f"{metric.upper()} ({unit}), {label}"
-    for prefix, metric in (("dice_", "Dice"), ("iou_", "IoU")):
-        if column.startswith(prefix):
-            return f"{metric}, {column[len(prefix) :]}"
-    return {
-        "aji": "AJI",
-        "pq": "PQ",
-        "f1_iou50": "F1 of objects (IoU > 0.5)",
-        "instances_reference": "objects in the reference",
-        "instances_predicted": "objects found",
-        "ece_near_foreground": "ECE near foreground",
-        "error_auroc_near_foreground": "Error AUROC near foreground",
-        "seconds": "seconds per case",
-    }.get(column, column.replace("_", " "))
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """Return a number for a table, a dash where there is none."""
-    if isinstance(value, (int, np.integer)) or not isinstance(value, (float, np.floating)):
-        return str(value)
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def tiles(summary: Sequence[Mapping[str, Any]]) -> str:
-    """Return the mean of every metric that has one as a row of large numbers."""
-    shown = [row for row in summary if not row["metric"].startswith(("assd_", "instances_"))]
-    parts = [
-        f'<div class="tile"><b>{number(row["mean"])}</b><span>{escape(heading_of(row["metric"]))}<br>'
-        f"± {number(row['std'])}</span></div>"
-        for row in shown
-    ]
-    return f'<div class="tiles">{"".join(parts)}</div>'
-
-
-def summary_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """Return the summary as an HTML table."""
-    if not summary:
-        return ""
-    fields = [field for field in summary[0] if field != "metric"]
-    names = {"nan": "no value"}
-    head = "".join(f"<th>{names.get(field, field)}</th>" for field in ("metric", *fields))
-    rows = [
-        f"<tr><td>{escape(heading_of(row['metric']))}</td>"
-        + "".join(f"<td>{number(row[f])}</td>" for f in fields)
-        + "</tr>"
-        for row in summary
-    ]
-    return _table(head, "".join(rows))
-
-
-def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the case table, its headings buttons that sort."""
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f'<th><button type="button">{escape(heading_of(column))}</button></th>' for column in columns)
-    body = "".join("<tr>" + "".join(_cell(row.get(column, "")) for column in columns) + "</tr>" for row in rows)
-    return _table(head, body, ' class="sortable"')
-
-
-def _table(head: str, body: str, attributes: str = "") -> str:
-    table = f"<table{attributes}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _cell(value: Any) -> str:
-    if not isinstance(value, float):
-        return f"<td>{escape(str(value))}</td>"
-    return f'<td data-value="{value if math.isfinite(value) else ""}">{number(value)}</td>'
 
 
 def _charts(rows: Sequence[Mapping[str, Any]], calibration: Sequence[Sequence[float]] | None, elements: str) -> str:
@@ -231,9 +188,10 @@ def _charts(rows: Sequence[Mapping[str, Any]], calibration: Sequence[Sequence[fl
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
+def figures(pictures: Sequence[Picture]) -> str:
+    """Return pictures, each with its caption, inside the page."""
     return "".join(
-        f"<figure><figcaption><b>{escape(picture.caption)}</b> {escape(picture.case)} "
+        f'<figure id="{anchor(picture.case)}"><figcaption><b>{escape(picture.caption)}</b> {escape(picture.case)} '
         f'<span class="note">{escape(picture.note)}</span></figcaption>'
         f'<img alt="{escape(picture.caption)}: {escape(picture.case)}" '
         f'src="data:image/png;base64,{base64.b64encode(picture.png).decode("ascii")}"></figure>'
@@ -252,16 +210,3 @@ def _definitions(summary: Sequence[Mapping[str, Any]], region: str, elements: st
     region = f"<dt>Near foreground</dt><dd>{escape(region)}</dd>" if region else ""
     return f"<dl>{terms}{region}</dl>"
 
-
-def settings_table(settings: Mapping[str, Any]) -> str:
-    """Return nested settings as a table of dotted names and values."""
-    rows = [f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in flatten(settings)]
-    return f'<table class="settings"><tbody>{"".join(rows)}</tbody></table>'
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return nested settings as (dotted name, value)."""
-    flat = []
-    for key, value in settings.items():
-        flat += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return flat

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,12 +20,21 @@ from monai.networks.utils import one_hot
 from torch import Tensor
 
 from shared_components.errors import InputError
+from shared_components.reporting.charts import strip_chart
 from shared_components.reporting.files import case_file, case_name, claim_outputs, foreground_names, write_atomically
 from shared_components.reporting.grids import Tile, contact_sheet
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
-from shared_components.reporting.report import environment, settings_table, subtitle
+from shared_components.reporting.report import (
+    Picture,
+    environment,
+    failed_cases,
+    figures,
+    subtitle,
+    weights_and_sampling,
+)
+from shared_components.reporting.tables import case_table, settings_table
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +112,8 @@ class SynthesisMetrics:
         self._features: dict[str, list[Tensor]] = {"generated": [], "real": []}
         self._pictures: dict[str, list[Tensor]] = {"generated": [], "real": []}
         self._tiles: list[Tile] = []
+        self._drawn: dict[str, list[Tile]] = {}
+        self._since = time.perf_counter()
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
@@ -120,6 +131,8 @@ class SynthesisMetrics:
                 if self.features is not None:
                     self._features[kind].append(self.features(image[None].float()).float().cpu())
                 self._pictures[kind].append(shown_slice(image, given).float().cpu())
+                tile = Tile(f"{name}, {kind}", shown_slice(image, given).cpu().numpy(), _shown_label(given))
+                self._drawn.setdefault(name, []).append(tile)
                 if len(self._tiles) < 24:
                     self._tiles.append(Tile(f"{name}, {kind}", image.cpu().numpy(), given[0].cpu().int().numpy()))
             self._rows.append(row)
@@ -143,16 +156,32 @@ class SynthesisMetrics:
         write_table(self.output_dir / "synthesis_summary.csv", summary)
         sheet = encode_png(contact_sheet(self._tiles))
         write_atomically(self.output_dir / "synthesis_grid.png", sheet)
-        picture = f'<img alt="images" src="data:image/png;base64,{base64.b64encode(sheet).decode("ascii")}">'
-        settings = {**self.settings, "feature network": self.feature_name or "none", "environment": environment()}
+        seconds = {"seconds in all": round(time.perf_counter() - self._since, 1)}
+        settings = {**self.settings, "feature network": self.feature_name or "none", **weights_and_sampling(engine)}
+        settings = {**settings, **seconds, "environment": environment()}
+        worst = sorted((row for row in self._rows if "dice_mean_generated" in row), key=_faithful)
+        pictures = [self._picture(kind, row) for kind, row in _ends(worst)]
+        sheet_of_all = [Picture("Generated and real", "of the same label maps", sheet)]
         body = [
+            failed_cases(getattr(engine, "failures", ())),
             section("Scores", _table(summary), "What each says: the documentation of SynthesisMetrics."),
-            section("Generated and real images of the same label maps", f"<figure>{picture}</figure>"),
+            section("Distribution over the cases", _charts(self._rows), "Hover over a point for its case."),
+            section(
+                "All cases",
+                case_table(self._rows, {picture.case for picture in pictures}),
+                "Dice: of what a segmenter finds in an image with the label map given. Click a heading to sort.",
+            ),
+            section("Least and most faithful", figures(pictures)),
+            section("Generated and real images of the same label maps", figures(sheet_of_all)),
             section("How it was made", settings_table(settings)),
         ]
         text = page(self.title, subtitle(f"{len(self._rows)} cases"), body)
         write_atomically(self.output_dir / "synthesis.html", text)
         logger.info("%s: %s", self.output_dir, "; ".join(_one_line(row) for row in summary))
+
+    def _picture(self, kind: str, row: Mapping[str, Any]) -> Picture:
+        sheet = encode_png(contact_sheet(self._drawn[row["case"]]))
+        return Picture(kind, row["case"], sheet, f"Dice: {row['dice_mean_generated']:.3f}")
 
     def _mean_dice(self) -> list[dict[str, Any]]:
         names = [key[5:-10] for key in (self._rows[0] if self._rows else {}) if key.endswith("_generated")]
@@ -201,6 +230,27 @@ class SynthesisMetrics:
                 nearest = nearest_distances(_thumbnails(pictures), known)
                 rows["mean"][kind], rows["least"][kind] = float(nearest.mean()), float(nearest.min())
         return [{**row, "n": len(self._pictures["generated"])} for row in rows.values()]
+
+
+def _faithful(row: Mapping[str, Any]) -> float:
+    return -1.0 if np.isnan(row["dice_mean_generated"]) else row["dice_mean_generated"]
+
+
+def _ends(ranked: Sequence[Mapping[str, Any]], count: int = 2) -> list[tuple[str, Mapping[str, Any]]]:
+    """The first and the last cases, none twice."""
+    return [("Least faithful", row) for row in ranked[:count]] + [
+        ("Most faithful", row) for row in ranked[max(len(ranked) - count, count) :]
+    ]
+
+
+def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = [key for key in (rows[0] if rows else {}) if key.startswith("dice_") and not key.startswith("dice_mean")]
+    groups = {key[5:].replace("_", " "): {row["case"]: row[key] for row in rows if key in row} for key in columns}
+    return f'<div class="charts">{strip_chart(groups, "Dice", 1.0)}</div>' if groups else ""
+
+
+def _shown_label(given: Tensor) -> np.ndarray:
+    return shown_slice(given, given)[0].cpu().int().numpy()
 
 
 def shown_slice(image: Tensor, label: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,21 @@ from shared_components.reporting.files import claim_outputs, file_of, is_picture
 from shared_components.reporting.grids import Tile, contact_sheet
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.overlays import encode_png
+from shared_components.reporting.page import page, section
+from shared_components.reporting.report import (
+    Picture,
+    environment,
+    failed_cases,
+    figures,
+    subtitle,
+    weights_and_sampling,
+)
+from shared_components.reporting.tables import case_table, settings_table
 
 logger = logging.getLogger(__name__)
 
 _PER_SHEET = 40
+_SHEETS_ON_PAGE = 5
 
 
 class SyntheticSet:
@@ -31,7 +43,7 @@ class SyntheticSet:
     lists the pairs, so that the folder is a ``dataset_dir`` for any segmentation bundle; ``synthesis.csv``, which
     says for each image the label map, the seed, the classes deleted and the options of the run; and
     ``previews/grid_01.png``, ... with every image beside its label map, or for a series of deleted classes
-    ``previews/<case>.png``.
+    ``previews/<case>.png``; and ``report.html`` with the sheets, the table and how the run was made.
 
     Args:
         output_dir: where everything goes; made when the run starts.
@@ -62,6 +74,7 @@ class SyntheticSet:
         self.as_series, self.previews, self.overwrite = as_series, previews, overwrite
         self._rows: list[dict[str, Any]] = []
         self._tiles: dict[str, list[Tile]] = {}
+        self._since = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
@@ -70,10 +83,11 @@ class SyntheticSet:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        claims = ["dataset.json", "synthesis.csv", "imagesTr/*", "labelsTr/*", "previews/*"]
+        claims = ["dataset.json", "synthesis.csv", "imagesTr/*", "labelsTr/*", "previews/*", "report.html"]
         claim_outputs(self.output_dir, claims, self.overwrite)
         self.overwrite = True
         self._rows, self._tiles = [], {}
+        self._since = time.perf_counter()
 
     def __call__(self, engine: Engine) -> None:
         """Take note of the images of one iteration."""
@@ -100,13 +114,29 @@ class SyntheticSet:
 
     def _finish(self, engine: Engine) -> None:
         (self.output_dir / "previews").mkdir(exist_ok=True)
+        sheets = []
         for name, tiles in self._tiles.items():
             sheet = encode_png(contact_sheet(tiles, columns=len(tiles) if self.as_series else 4))
             write_atomically(self.output_dir / "previews" / f"{name}.png", sheet)
+            sheets.append(Picture("Each image beside its label map", name, sheet))
         write_table(self.output_dir / "synthesis.csv", self._rows)
         content = json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.output_dir / "dataset.json", content)
+        write_atomically(self.output_dir / "report.html", self._page(engine, sheets[:_SHEETS_ON_PAGE]))
         logger.info("%s: %d images with their label maps", self.output_dir, len(self._rows))
+
+    def _page(self, engine: Engine, sheets: Sequence[Picture]) -> str:
+        seconds = round(time.perf_counter() - self._since, 1)
+        timing = {"seconds in all": seconds, "seconds per image": round(seconds / max(len(self._rows), 1), 2)}
+        stated = {"labels": self.label_names, **self.options, **weights_and_sampling(engine), **timing}
+        rows = [{"case": Path(row["image"]).name, **row} for row in self._rows]
+        body = [
+            failed_cases(getattr(engine, "failures", ())),
+            section("Generated images", figures(sheets), "Further sheets are in the folder previews."),
+            section("All images", case_table(rows), "Click a heading to sort."),
+            section("How it was made", settings_table({**stated, "environment": environment()})),
+        ]
+        return page(self.description, subtitle(f"{len(rows)} images"), body)
 
     def _content(self) -> dict[str, Any]:
         flat = bool(self._rows) and self._rows[0]["image"].endswith(".png")

@@ -20,7 +20,8 @@ from shared_components.reporting.charts import line_chart
 from shared_components.reporting.files import claim_outputs, write_atomically
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.page import page, section
-from shared_components.reporting.report import environment, settings_table, subtitle
+from shared_components.reporting.report import environment, subtitle
+from shared_components.reporting.tables import settings_table
 
 HISTORY = "training_history.csv"
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from shared_components.reporting.files import case_file, case_name, claim_outputs
 from shared_components.reporting.metrics import write_table
+from shared_components.reporting.tables import Table
 from shared_components.reporting.weak_metrics import MEANINGS, score_slice, summarise_slices
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,15 @@ class WeakMetrics:
                 {"metric": name, "value": value, "meaning": MEANINGS[name]}
                 for name, value in engine.state.weak_summary.items()
             ]
+            engine.state.report_tables = [
+                Table("Gate and masks", table),
+                Table("Slices and their gate", [_shown(row) for row in rows], "Click a heading to sort."),
+            ]
             write_table(self.output_dir / PER_SLICE, rows)
             write_table(self.output_dir / SUMMARY, table)
             logger.info("%d slices, tables in %s", len(rows), self.output_dir)
+
+
+def _shown(row: dict) -> dict:
+    """The columns of a slice that the page shows."""
+    return {name: row[name] for name in ("case", "patient", "class", "positive", "open", "marked", "seconds")}

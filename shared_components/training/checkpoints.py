@@ -198,6 +198,7 @@ class LoadWeights:
     """Load a flat state dict into a network when a run starts, strictly.
 
     Of several processes none reads before all are here: the first may still be writing the file (`BestWeights`).
+    ``engine.state.weights`` says afterwards which file it was.
 
     Args:
         path: of the file.
@@ -226,7 +227,10 @@ class LoadWeights:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:]]
-            raise InputError(f"{self.path}: weights of another network: {_shorten(' '.join(lines))}") from error
+            expected = f"weights of another network: expected those of this {type(self.network).__name__}, found"
+            raise InputError(f"{self.path}: {expected} {_shorten(' '.join(lines))}") from error
+        if engine is not None:
+            engine.state.weights = str(self.path)
         logger.info("%s: weights loaded", self.path)
 
 

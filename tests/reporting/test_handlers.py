@@ -152,16 +152,16 @@ def test_every_case_has_a_picture(evaluation):
     for n in range(6):
         with Image.open(evaluation[0] / f"case_{n}_overlay.png") as picture:
             assert picture.format == "PNG" and picture.size[0] > 1000
-    assert not [path for path in evaluation[0].iterdir() if path.name.startswith(".")]
+    assert not [path for path in evaluation[0].iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
 def test_page_holds_everything_itself(evaluation):
     page = (evaluation[0] / "report.html").read_text()
     assert "Brightness &amp; &lt;friends&gt;" in page and "<friends>" not in page
     body = page.split("<h2>All cases</h2>")[1]
-    assert all(f"<td>case_{n}</td>" in body for n in range(6))
+    assert all(f">case_{n}</" in body for n in range(6))
     assert "<td>network.levels</td><td>3</td>" in page and f"<td>{torch.__version__}</td>" in page
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "http" not in page
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 5
     for picture in pictures:

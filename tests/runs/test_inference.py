@@ -15,6 +15,7 @@ from shared_components.data.phantoms import phantom_case
 from tests.runs.commands import BUNDLE, NETWORK, check_refused, config, files_below, run_bundle
 
 PHANTOM = "phantom_007"
+REPORT = {"report.html", "inference_per_case.csv"}
 SPACING = np.diag([0.7, 0.7, 3.0, 1.0])
 OBLIQUE = np.array([[0.96, -0.28, 0, 3], [0.28, 0.96, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]], float)
 
@@ -88,9 +89,12 @@ CASES = (
 )  # fmt: skip
 
 
-def test_there_is_one_label_map_uncertainty_and_picture_a_case_and_nothing_else(predictions):
+def test_there_is_one_label_map_uncertainty_and_picture_a_case_and_a_report_of_all(predictions):
     endings = ("_seg.nii.gz", "_uncertainty.nii.gz", "_overlay.png")
-    assert set(files_below(predictions.output_dir)) == {case + ending for case in CASES for ending in endings}
+    expected = {case + ending for case in CASES for ending in endings} | REPORT
+    assert set(files_below(predictions.output_dir)) == expected
+    page = (predictions.output_dir / "report.html").read_text(encoding="utf-8")
+    assert [case for case in CASES if f">{case}</" not in page] == []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -185,7 +189,8 @@ def test_a_broken_file_is_named_and_the_others_are_predicted(two_images, lively_
     assert "good" not in run.errors[0]
     written = set(files_below(tmp_path / "out")) if (tmp_path / "out").exists() else set()
     cases = ["good"] if good else []
-    assert written == {f"{c}_{e}" for c in cases for e in ("seg.nii.gz", "uncertainty.nii.gz", "overlay.png")}
+    results = {f"{c}_{e}" for c in cases for e in ("seg.nii.gz", "uncertainty.nii.gz", "overlay.png")}
+    assert written == (results | REPORT if good else set())
 
 
 @pytest.mark.parametrize("left", ["odd_seg.nii.gz", "odd_uncertainty.nii.gz", "odd_overlay.png"])

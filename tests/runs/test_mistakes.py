@@ -99,9 +99,11 @@ def test_a_label_without_an_image_and_one_of_another_grid(phantoms, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_pairs_are_left_out_when_asked(phantoms, tmp_path):
+def test_bad_pairs_are_left_out_when_asked_and_named_at_the_end(phantoms, tmp_path):
     folder = copy_of(phantoms, tmp_path / "data")
     rewrite(folder / "imagesTr" / "phantom_001.nii.gz", with_nan)
     options = {**TRAINING, "dataset_dir": folder, "output_dir": tmp_path / "run", "skip_bad": True}
-    run = run_bundle(config("train"), **options).check_done()
+    run = run_bundle(config("train"), **options)
+    check_refused(run, "1 case could not be processed", "phantom_001.nii.gz", "1 NaN voxels")
     assert "4 of 5 train cases are used" in run.stderr
+    assert (tmp_path / "run" / "model.pt").is_file() and (tmp_path / "run" / "report.html").is_file()

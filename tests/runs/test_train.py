@@ -163,7 +163,7 @@ def kill_in_second_epoch(arguments: list[str], output_dir: Path) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_and_resumed_equals_uninterrupted(phantoms, tmp_path):
+def test_row_40_killed_and_resumed_equals_uninterrupted(phantoms, tmp_path):
     """With the discriminator, whose weights and optimiser are to be brought back too."""
     configs, output_dir = (config("train"), config("attention")), tmp_path / "run"
     options = {**TRAINING, **DISCRIMINATOR, "dataset_dir": phantoms}

@@ -1,0 +1,101 @@
+"""The folder that ``check_data --skip_bad`` makes is a data folder of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from shared_components.data.cases import find_cases
+from shared_components.data.check import check_folder
+from shared_components.data.check_data import check_data
+from shared_components.data.datalists import datalist, inference_cases
+from shared_components.data.split import sections
+from shared_components.errors import InputError
+from tests.data.folders import case_names, msd_folder, picture_folder, save, some_image, some_label
+
+
+def names(items: list[dict]) -> list[str]:
+    return [Path(item["image"]).resolve().name for item in items]
+
+
+def test_the_good_cases_keep_their_sections_and_their_labels(tmp_path, capsys):
+    root = msd_folder(tmp_path / "set", case_names(12))
+    (root / "imagesTr" / "case_01.nii.gz").write_bytes(b"")
+    save(root / "imagesTs" / "new.nii.gz", some_image(77))
+    check_data(root, skip_bad=tmp_path / "usable")
+    assert f"11 usable cases linked in {tmp_path / 'usable'}" in capsys.readouterr().out
+    folder = find_cases(tmp_path / "usable")
+    assert check_folder(folder) == [] and folder.label_names == {"anterior": 1, "posterior": 2}
+    assert [case.id for case in folder.unlabelled] == ["new"]
+    for section, ids in sections(find_cases(root)).items():
+        kept = [case for case in ids if case != "case_01"]
+        assert sections(folder)[section] == kept
+        assert names(datalist(tmp_path / "usable", section)) == [f"{case}.nii.gz" for case in kept]
+
+
+def test_cases_of_a_file_a_channel(tmp_path):
+    meta = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1}}
+    (tmp_path / "set").mkdir()
+    root = msd_folder(tmp_path / "set", [], **meta)
+    for number, case in enumerate(("p_0001", "p_0002", "q_0001", "q_0002")):
+        save(root / "labelsTr" / f"{case}.nii.gz", (some_label() > 0).astype(np.uint8))
+        for channel in range(2):
+            save(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", some_image(10 * number + channel))
+    (root / "imagesTr" / "q_0002_0001.nii.gz").unlink()
+    check_data(root, skip_bad=tmp_path / "usable")
+    folder = find_cases(tmp_path / "usable")
+    assert [case.id for case in folder.cases] == ["p_0001", "p_0002", "q_0001"]
+    assert folder.channels == ("T1", "T2") and {len(case.images) for case in folder.cases} == {2}
+    assert check_folder(folder) == []
+
+
+def test_pictures_whose_names_end_in_a_number_stay_whole(tmp_path):
+    root = picture_folder(tmp_path / "set", 6)
+    for part in ("images", "masks"):
+        for file in (root / part).iterdir():
+            file.rename(file.with_name(file.name.replace("case_0", "lesion_000")))
+    (root / "images" / "lesion_0002.png").write_bytes(b"no picture")
+    check_data(root, skip_bad=tmp_path / "usable")
+    folder = find_cases(tmp_path / "usable")
+    assert [case.id for case in folder.cases] == [f"lesion_000{number}" for number in (0, 1, 3, 4, 5)]
+    assert [finding for finding in check_folder(folder) if finding.level == "error"] == []
+
+
+def test_images_alone(tmp_path):
+    save(tmp_path / "set" / "a.nii.gz", some_image())
+    (tmp_path / "set" / "b.nii.gz").write_bytes(b"")
+    check_data(tmp_path / "set", skip_bad=tmp_path / "usable")
+    cases, failures = inference_cases(tmp_path / "usable")
+    assert names(cases) == ["a.nii.gz"] and failures == []
+
+
+def test_a_list_is_written_where_a_list_is_asked_for(tmp_path):
+    root = msd_folder(tmp_path / "set", case_names(4))
+    check_data(root, skip_bad=tmp_path / "good.json")
+    assert len(json.loads((tmp_path / "good.json").read_text())) == 4
+
+
+def test_nothing_is_overwritten_and_copies_need_a_place(tmp_path):
+    root = msd_folder(tmp_path / "set", case_names(4))
+    with pytest.raises(InputError, match=r"--skip_bad .*set: holds files already"):
+        check_data(root, skip_bad=root)
+    with pytest.raises(InputError, match="--fill_nonfinite: needs --skip_bad FOLDER"):
+        check_data(root, fill_nonfinite=True)
+    with pytest.raises(InputError, match="--fill_nonfinite: needs --skip_bad FOLDER"):
+        check_data(root, skip_bad=tmp_path / "good.json", fill_nonfinite=True)
+
+
+def test_infinities_of_a_channel_are_filled_from_its_own_values(tmp_path):
+    image = np.stack([some_image(1), 1000 + some_image(2)], axis=-1)
+    image[0, 0, 0, 1], image[1, 1, 1, 1], image[2, 2, 2, 0] = -np.inf, np.inf, np.nan
+    root = msd_folder(tmp_path / "set", ["a"], channel_names={"0": "T1", "1": "T2"})
+    save(root / "imagesTr" / "a.nii.gz", image)
+    check_data(root, skip_bad=tmp_path / "usable", fill_nonfinite=True)
+    copy = nibabel.load(tmp_path / "usable" / "imagesTr" / "a.nii.gz").get_fdata()
+    finite = [image[..., channel][np.isfinite(image[..., channel])] for channel in range(2)]
+    assert copy[0, 0, 0, 1] == finite[1].min() and copy[1, 1, 1, 1] == finite[1].max()
+    assert copy[2, 2, 2, 0] == finite[0].min() and np.array_equal(copy[3:], image[3:])
