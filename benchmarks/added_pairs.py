@@ -1,8 +1,9 @@
 """Do generated pairs help a segmenter? ``benchmarks/added_pairs.py --dataset_dir Task04_Hippocampus --output RUN``.
 
 For 10, 20, 40 and 160 real cases: a synthesiser (``segguided_hippocampus``) that has seen those cases alone, pairs that
-it generates from their label maps, deformed, and segmenters (``cdal_hippocampus`` with ``plain.json``) trained with and
-without those pairs for the same number of steps. Mean Dice of the test cases, measured once, after the last step, so
+it generates from their label maps, deformed, and segmenters trained with and
+without those pairs for the same number of steps: ``cdal_hippocampus`` with ``plain.json`` and a small U-Net in place of
+its backbone. Mean Dice of the test cases, measured once, after the last step, so
 that nothing is chosen on them. Every part is skipped where its result is there already.
 """
 
@@ -28,7 +29,9 @@ import nibabel  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
+from monai.networks.nets import UNet  # noqa: E402
 from monai.transforms import Rand3DElastic  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from shared_components.errors import InputError, install_one_line_errors  # noqa: E402
 
@@ -36,7 +39,62 @@ logger = logging.getLogger(__name__)
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 SYNTHESISER, SEGMENTER = BUNDLES / "segguided_hippocampus", BUNDLES / "cdal_hippocampus"
+BATCH_SIZE = 2
+PAD = {"_target_": "SpatialPadd", "keys": ["image", "label"], "spatial_size": [40, 56, 10], "mode": "edge"}
+AFFINE = {
+    "_target_": "RandAffined",
+    "keys": ["image", "label"],
+    "prob": 0.9,
+    "rotate_range": [0.1, 0.1, 0.1],
+    "scale_range": [0.1, 0.1, 0.1],
+    "translate_range": [2, 2, 2],
+    "mode": ["bilinear", "nearest"],
+    "padding_mode": "border",
+}
+FLIP = {"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}
+CROP = {
+    "_target_": "RandCropByPosNegLabeld",
+    "keys": ["image", "label"],
+    "label_key": "label",
+    "spatial_size": [40, 56, 10],
+    "pos": 4,
+    "neg": 1,
+    "num_samples": 1,
+}
+# for minutes of one core: the bundle's data, loss, moving average and evaluation, a network that learns in 150 steps
+RECIPE: dict[str, Any] = {
+    "batch_size": BATCH_SIZE,
+    "learning_rate": 0.005,
+    "ema#momentum": 0.03,
+    "random_transforms": [PAD, AFFINE, FLIP, CROP],
+    "denoiser": {
+        "_target_": "shared_components.networks.plain.PlainConditionBranch",
+        "branch": {"_target_": "benchmarks.added_pairs.SmallUNet", "channels": [16, 32, 64, 128]},
+        "in_channels": 3,
+    },
+}
+KEPT_HANDLERS = {
+    "train": ("EpochSeeder", "shared_handler", "LrScheduleHandler", "StopOnNonFinite", "ValidationHandler"),
+    "validate": ("RunProgress",),
+}
 COLUMNS = ("real", "generated", "seed", "steps", "anterior", "posterior", "mean")
+
+
+class SmallUNet(nn.Module):
+    """MONAI's residual U-Net of three slices, as a branch of `PlainConditionBranch`: class probabilities.
+
+    Args:
+        channels: widths of its levels.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.downsampling = 2 ** (len(channels) - 1)
+        self.unet = UNet(2, 3, 3, tuple(channels), (2,) * (len(channels) - 1), num_res_units=2)
+
+    def forward(self, condition: Tensor) -> list[Tensor]:
+        """Return the probabilities (B, 3, H, W) of slices with their neighbours (B, 3, H, W)."""
+        return [self.unet(condition).softmax(dim=1)]
 
 
 def nested_cases(ids: Sequence[str], count: int) -> list[str]:
@@ -150,6 +208,10 @@ def train_segmenter(settings: Mapping[str, Any], training: Any, test: Any, seed:
         "validate#dataset": test,
     }
     parser = segmenter_config(("train", "plain"), {**settings, **fixed})
+    for part, kept in KEPT_HANDLERS.items():  # of hundreds of short epochs, pages and states would take the longest
+        parser[f"{part}#handlers"] = [
+            item for item in parser[f"{part}#handlers"] if item["_target_"].rsplit(".", 1)[-1] in kept
+        ]
     parser.get_parsed_content("initialize")
     trainer = parser.get_parsed_content("train#trainer")
     trainer.run()
@@ -206,6 +268,21 @@ class Table:
         return "\n".join(lines)
 
 
+def real_cases(chosen: argparse.Namespace, count: int) -> list[str]:
+    """Return the real cases of a row of the table."""
+    split = json.loads((chosen.dataset_dir / "split.json").read_text(encoding="utf-8"))
+    return nested_cases(split["train"], count)
+
+
+def synthesiser(chosen: argparse.Namespace, count: int) -> Path:
+    """Return the weights of the synthesiser that saw the real cases of a row alone."""
+    split = json.loads((chosen.dataset_dir / "split.json").read_text(encoding="utf-8"))
+    if chosen.weights is not None and count == len(split["train"]):
+        return chosen.weights
+    folder = link_cases(chosen.dataset_dir, chosen.output / f"cases_{count}", real_cases(chosen, count))
+    return train_synthesiser(folder, chosen.output / f"synthesiser_{count}", chosen.synthesiser_steps)
+
+
 def measure(chosen: argparse.Namespace, table: Table, test: Any, count: int, generated: bool) -> None:
     """Train and measure the segmenters of one cell of the table."""
     source, output = chosen.dataset_dir, chosen.output
@@ -213,24 +290,13 @@ def measure(chosen: argparse.Namespace, table: Table, test: Any, count: int, gen
     wanted = [seed for seed in range(chosen.seeds) if not table.has(count, pairs, seed)]
     if not wanted:
         return
-    split = json.loads((source / "split.json").read_text(encoding="utf-8"))
-    cases = nested_cases(split["train"], count)
+    cases = real_cases(chosen, count)
     items = [pair(source, case) for case in cases]
     if generated:
-        weights = chosen.weights
-        if weights is None or count < len(split["train"]):
-            folder = link_cases(source, output / f"cases_{count}", cases)
-            weights = train_synthesiser(folder, output / f"synthesiser_{count}", chosen.synthesiser_steps)
         maps = deform_labels(source, output / f"maps_{count}", cases, pairs)
-        items += generate(maps, weights, output / f"generated_{count}", chosen.sampling)
-    epochs = epochs_for(chosen.segmenter_steps, len(items), chosen.batch_size)
-    settings = {
-        "dataset_dir": str(source),
-        "output_dir": str(output / "segmenter"),
-        "batch_size": chosen.batch_size,
-        "max_epochs": epochs,
-        "backbone#channels": chosen.channels,
-    }
+        items += generate(maps, synthesiser(chosen, count), output / f"generated_{count}", chosen.sampling)
+    epochs = epochs_for(chosen.segmenter_steps, len(items), BATCH_SIZE)
+    settings = {"dataset_dir": str(source), "output_dir": str(output / "segmenter"), "max_epochs": epochs, **RECIPE}
     training = segmenter_config(("train", "plain"), {**settings, "train#dataset#data": items})
     dataset = training.get_parsed_content("train#dataset")
     for seed in wanted:
@@ -247,18 +313,15 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of all results")
     parser.add_argument("--weights", type=Path, help="synthesiser of all training cases; it is trained without")
     parser.add_argument("--counts", default="10,20,40,160", help="numbers of real cases")
-    parser.add_argument("--only", choices=["real", "generated"], help="one half of the table")
-    parser.add_argument("--pairs", type=int, default=24, help="generated pairs that are added")
+    parser.add_argument("--only", choices=["real", "generated", "synthesisers"], help="a part of the work")
+    parser.add_argument("--pairs", type=int, default=16, help="generated pairs that are added")
     parser.add_argument("--seeds", type=int, default=3, help="segmenters of every kind")
-    parser.add_argument("--synthesiser_steps", type=int, default=300)
+    parser.add_argument("--synthesiser_steps", type=int, default=200)
     parser.add_argument("--segmenter_steps", type=int, default=150)
-    parser.add_argument("--batch_size", type=int, default=2, help="of the segmenter, volumes of four slices")
-    parser.add_argument("--channels", default="8,16,32,64", help="of the segmenter")
-    parser.add_argument("--num_inference_steps", type=int, default=10, help="of the generation")
+    parser.add_argument("--num_inference_steps", type=int, default=8, help="of the generation")
     parser.add_argument("--sampler", default="dpm_solver++", help="of the generation")
     chosen = parser.parse_args(argv)
     chosen.counts = [int(item) for item in chosen.counts.split(",")]
-    chosen.channels = [int(item) for item in chosen.channels.split(",")]
     chosen.sampling = {"num_inference_steps": chosen.num_inference_steps, "sampler": chosen.sampler}
     chosen.dataset_dir, chosen.output = chosen.dataset_dir.absolute(), chosen.output.absolute()
     if not (chosen.dataset_dir / "split.json").is_file():
@@ -272,6 +335,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = arguments(argv)
     chosen.output.mkdir(parents=True, exist_ok=True)
+    if chosen.only == "synthesisers":
+        for count in chosen.counts:
+            synthesiser(chosen, count)
+        return
     table = Table(chosen.output / "dice.csv")
     settings = {"dataset_dir": str(chosen.dataset_dir), "output_dir": str(chosen.output / "segmenter")}
     test = segmenter_config(("train", "plain", "evaluate"), settings).get_parsed_content("validate#dataset")
