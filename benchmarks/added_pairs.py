@@ -17,7 +17,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,12 @@ class SmallUNet(nn.Module):
         return [self.unet(condition).softmax(dim=1)]
 
 
-def nested_cases(ids: Sequence[str], count: int) -> list[str]:
+def nested_cases(ids: Iterable[str], count: int) -> list[str]:
     """Return ``count`` of the ids, the first of one fixed random order: smaller choices are part of larger ones."""
+    ids = sorted(ids)
     if count > len(ids):
         raise InputError(f"--counts {count}: the data set has {len(ids)} training cases; ask for fewer")
-    return sorted(random.Random(0).sample(sorted(ids), len(ids))[:count])
+    return sorted(random.Random(0).sample(ids, len(ids))[:count])
 
 
 def epochs_for(steps: int, cases: int, batch_size: int) -> int:
@@ -314,9 +315,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="synthesiser of all training cases; it is trained without")
     parser.add_argument("--counts", default="10,20,40,160", help="numbers of real cases")
     parser.add_argument("--only", choices=["real", "generated", "synthesisers"], help="a part of the work")
-    parser.add_argument("--pairs", type=int, default=16, help="generated pairs that are added")
+    parser.add_argument("--pairs", type=int, default=12, help="generated pairs that are added")
     parser.add_argument("--seeds", type=int, default=3, help="segmenters of every kind")
-    parser.add_argument("--synthesiser_steps", type=int, default=200)
+    parser.add_argument("--synthesiser_steps", type=int, default=120)
     parser.add_argument("--segmenter_steps", type=int, default=150)
     parser.add_argument("--num_inference_steps", type=int, default=8, help="of the generation")
     parser.add_argument("--sampler", default="dpm_solver++", help="of the generation")

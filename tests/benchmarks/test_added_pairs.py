@@ -1,4 +1,4 @@
-"""The choice of cases, the deformed label maps, the small segmenter and the table of the comparison with added pairs."""
+"""The choice of cases, the deformed label maps, the small segmenter and the table of a comparison with added pairs."""
 
 from __future__ import annotations
 
