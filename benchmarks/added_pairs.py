@@ -231,10 +231,14 @@ class Table:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.rows: list[dict[str, str]] = []
-        if file.exists():
-            with file.open(encoding="utf-8", newline="") as handle:
-                self.rows = list(csv.DictReader(handle))
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """All rows, those that another process has added included."""
+        if not self.file.exists():
+            return []
+        with self.file.open(encoding="utf-8", newline="") as handle:
+            return list(csv.DictReader(handle))
 
     def has(self, real: int, generated: int, seed: int) -> bool:
         """Whether a segmenter was measured already."""
@@ -243,20 +247,21 @@ class Table:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a segmenter and write the file."""
-        self.rows.append({name: str(row[name]) for name in COLUMNS})
-        temporary = self.file.with_suffix(".part")
+        rows = [*self.rows, {name: str(row[name]) for name in COLUMNS}]
+        temporary = self.file.with_suffix(f".{os.getpid()}")
         with temporary.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.DictWriter(handle, COLUMNS)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         temporary.replace(self.file)
 
     def markdown(self) -> str:
         """The mean over seeds, with the smallest and the largest, one line a number of real cases."""
         lines = ["| real cases | real alone | with generated pairs | difference |", "| --- | --- | --- | --- |"]
-        for real in sorted({int(row["real"]) for row in self.rows}):
+        rows = self.rows
+        for real in sorted({int(row["real"]) for row in rows}):
             found: dict[bool, list[float]] = {}
-            for row in self.rows:
+            for row in rows:
                 if int(row["real"]) == real:
                     found.setdefault(row["generated"] != "0", []).append(float(row["mean"]))
             cells = [
