@@ -128,7 +128,10 @@ def link_cases(source: Path, target: Path, cases: Sequence[str]) -> Path:
 
 
 def deform_labels(source: Path, target: Path, cases: Sequence[str], count: int) -> Path:
-    """Write ``count`` label maps, those of the cases in turn, each deformed by an own elastic and affine map."""
+    """Write ``count`` label maps, those of the cases in turn, each deformed by an own elastic and affine map.
+
+    Of each the labelled slices are kept and two on either side, since every slice costs a generation.
+    """
     if target.is_dir() and len(list(target.glob("*.nii.gz"))) == count:
         return target
     target.mkdir(parents=True, exist_ok=True)
@@ -145,6 +148,8 @@ def deform_labels(source: Path, target: Path, cases: Sequence[str], count: int) 
         )
         deform.set_random_state(seed=number)
         values = deform(torch.from_numpy(np.asarray(label.dataobj).round().astype(np.float32))[None])[0].numpy()
+        labelled = np.flatnonzero(values.any(axis=(0, 1)))
+        values = values[:, :, max(labelled[0] - 2, 0) : labelled[-1] + 3]
         nibabel.save(nibabel.Nifti1Image(values.astype(np.uint8), label.affine), target / f"made_{number:03d}.nii.gz")
     return target
 
@@ -324,7 +329,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="segmenters of every kind")
     parser.add_argument("--synthesiser_steps", type=int, default=120)
     parser.add_argument("--segmenter_steps", type=int, default=150)
-    parser.add_argument("--num_inference_steps", type=int, default=8, help="of the generation")
+    parser.add_argument("--num_inference_steps", type=int, default=6, help="of the generation")
     parser.add_argument("--sampler", default="dpm_solver++", help="of the generation")
     chosen = parser.parse_args(argv)
     chosen.counts = [int(item) for item in chosen.counts.split(",")]
