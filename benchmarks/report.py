@@ -30,6 +30,8 @@ CONTENTS = {
     "b2": "5 members x 50 calls, same solver and noise",
     "b3": "5 members x 50 calls of the project's solver against x 1000 calls",
     "b3b": "the bundle's own members and calls, as configured, against 5 members x 1000 calls",
+    "c1": "images from label maps, 50 DDIM steps, batch 1 and 8",
+    "c2": "the same on equal weights and noise",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
     "h": "optimiser and EMA step",
@@ -46,7 +48,7 @@ MEASURED_FOR = {
     **dict.fromkeys(("t1", "t2"), CDAL_PICTURES),
     **dict.fromkeys(("b1", "b1b", "b2", "b3", "b3b"), MEDSEGDIFF),
 }
-CPU_ONLY = {"d", "e"}
+CPU_ONLY = {"c1", "c2", "d", "e"}
 PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")
 
 

@@ -19,6 +19,7 @@ import torch  # noqa: E402  (after the number of threads is set)
 from benchmarks import rows_inference, rows_medsegdiff, rows_tiles, rows_training  # noqa: E402
 from benchmarks.harness import Row  # noqa: E402
 from benchmarks.report import CDAL_PICTURES, HIPPOCAMPUS, MEDSEGDIFF, Results, environment  # noqa: E402
+from benchmarks.rows_guided import guided_rows  # noqa: E402
 from benchmarks.rows_staple import staple_rows  # noqa: E402
 from benchmarks.rows_synthesis import synthesis_rows  # noqa: E402
 from benchmarks.subject import PHANTOMS, Subject  # noqa: E402
@@ -38,6 +39,7 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "a3": rows_inference.true_slices,
     "a4": rows_inference.whole_slices,
     "a4b": rows_inference.configured_slices,
+    "c": lambda subject: guided_rows(subject.pairs, subject.seed),
     "d": lambda subject: staple_rows(subject.pairs, subject.seed),
     "e": _one(rows_training.loading),
     "f": lambda subject: synthesis_rows(subject.pairs, subject.seed),
@@ -54,7 +56,7 @@ SWEEPS: dict[str, Callable[[Subject], list[dict[str, Any]]]] = {
     "sizes": lambda subject: [size_sweep(subject)],
 }
 ROWS_OF = {
-    HIPPOCAMPUS: ("a1", "a2", "a3", "a4", "a4b", "d", "e", "f", "h", "options", "sweeps"),
+    HIPPOCAMPUS: ("a1", "a2", "a3", "a4", "a4b", "c", "d", "e", "f", "h", "options", "sweeps"),
     **dict.fromkeys(CDAL_PICTURES, ("a1", "t1", "t2", "sizes")),
     **dict.fromkeys(MEDSEGDIFF, ("b1", "b2", "b3")),
 }
