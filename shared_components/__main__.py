@@ -230,7 +230,7 @@ def import_pickle(source, output_dir):
     str, "bundle", "source_dir", "target_dir", "output_dir", "source_polarity", "target_polarity", "preset", "settings",
     "device",
 )  # fmt: skip
-@SetParseFn(_integer, "longest_side", "seed")
+@SetParseFn(_integer, "longest_side", "target_longest_side", "seed")
 @SetParseFn(_truth, "target_labels", "overwrite")
 def run_stages(
     bundle,
@@ -241,6 +241,7 @@ def run_stages(
     source_polarity="dark",
     target_polarity="bright",
     longest_side=None,
+    target_longest_side=None,
     target_labels=None,
     preset="default",
     settings=None,
@@ -260,6 +261,7 @@ def run_stages(
         source_polarity: dark or bright: what vessels are in the source.
         target_polarity: dark or bright: what vessels are in the target.
         longest_side: Pixels that the longer side of all pictures is brought to. Default: as they are.
+        target_longest_side: The same for the target's pictures, where another size makes vessels equally wide.
         target_labels: true: the target has masks of vessels; score with them, and train the ceiling.
         preset: default, or paper for the published networks and settings.
         settings: JSON file of overrides by stage, such as {"diffusion": {"max_epochs": 10}}.
@@ -277,6 +279,7 @@ def run_stages(
         source_polarity,
         target_polarity,
         longest_side,
+        target_longest_side,
         target_labels,
         preset,
         settings,
