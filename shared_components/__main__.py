@@ -226,6 +226,23 @@ def import_pickle(source, output_dir):
     sys.stdout.write("".join(f"{folder}\n" for folder in run(source, output_dir)))
 
 
+@SetParseFn(str, "dataset_dir", "output_dir")
+@SetParseFn(_number, "speckle")
+@SetParseFn(_integer, "seed")
+def simulate_angiograms(dataset_dir, output_dir, *, speckle=0.4, seed=0):
+    """Make a folder of bright vessels on a dark, speckled ground out of labelled fundus photographs.
+
+    Args:
+        dataset_dir: Colour photographs with masks of vessels.
+        output_dir: Folder to make.
+        speckle: Standard deviation of the factor that every pixel is multiplied by.
+        seed: Of the speckle.
+    """
+    from shared_components.data.simulated_angiograms import simulate_angiograms as run
+
+    sys.stdout.write(f"{run(dataset_dir, output_dir, speckle, seed)}\n")
+
+
 @SetParseFn(
     str, "bundle", "source_dir", "target_dir", "output_dir", "source_polarity", "target_polarity", "preset", "settings",
     "device",
@@ -302,6 +319,7 @@ COMMANDS: dict[str, Callable] = {
         prepare_mask_types,
         import_pickle,
         prepare_slices,
+        simulate_angiograms,
         run_stages,
     )
 }
