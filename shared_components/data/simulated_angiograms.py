@@ -70,7 +70,7 @@ def simulate_angiograms(
 
 
 def largest_square(field: np.ndarray, step: int = 4) -> tuple[slice, slice]:
-    """Return the rows and columns of the largest square inside of a field (rows, columns) bool, on a grid of ``step``."""
+    """Return the rows and columns of the largest square inside of a field (rows, columns) bool, to ``step`` pixels."""
     coarse = field[::step, ::step]
     sides = np.zeros(coarse.shape, int)  # of the largest square whose last corner is here
     for row, column in zip(*np.nonzero(coarse)):

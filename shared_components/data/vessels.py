@@ -29,8 +29,8 @@ class VesselContrastd(MapTransform):
     never inverts, since its targets are bright already, and relies on the source having been inverted before.
 
     Grey values are scaled between percentiles of the field of view, not of each crop: there a crop without vessels
-    becomes stretched noise. Around a photograph's field of view, where it is black, its brightness goes on (`continued`),
-    so that its border is no edge. A constant image becomes 0.
+    becomes stretched noise. Around a photograph's field of view, where it is black, its brightness goes on
+    (`continued`), so that its border is no edge. A constant image becomes 0.
 
     Input: (1 or 3, W, H) of any range; output: (1, W, H) float32 in [0, 1], as MetaTensor where it was one.
     """
