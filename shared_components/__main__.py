@@ -282,11 +282,28 @@ def import_pickle(source, output_dir):
     sys.stdout.write("".join(f"{folder}\n" for folder in run(source, output_dir)))
 
 
+@SetParseFn(str, "dataset_dir", "output_dir")
+@SetParseFn(_number, "speckle")
+@SetParseFn(_integer, "seed")
+def simulate_angiograms(dataset_dir, output_dir, *, speckle=0.4, seed=0):
+    """Make a folder of bright vessels on a dark, speckled ground out of labelled fundus photographs.
+
+    Args:
+        dataset_dir: Colour photographs with masks of vessels.
+        output_dir: Folder to make.
+        speckle: Standard deviation of the factor that every pixel is multiplied by.
+        seed: Of the speckle.
+    """
+    from shared_components.data.simulated_angiograms import simulate_angiograms as run
+
+    sys.stdout.write(f"{run(dataset_dir, output_dir, speckle, seed)}\n")
+
+
 @SetParseFn(
     str, "bundle", "source_dir", "target_dir", "output_dir", "source_polarity", "target_polarity", "preset", "settings",
     "device",
 )  # fmt: skip
-@SetParseFn(_integer, "longest_side", "seed")
+@SetParseFn(_integer, "longest_side", "target_longest_side", "seed")
 @SetParseFn(_truth, "target_labels", "overwrite")
 def run_stages(
     bundle,
@@ -297,6 +314,7 @@ def run_stages(
     source_polarity="dark",
     target_polarity="bright",
     longest_side=None,
+    target_longest_side=None,
     target_labels=None,
     preset="default",
     settings=None,
@@ -316,6 +334,7 @@ def run_stages(
         source_polarity: dark or bright: what vessels are in the source.
         target_polarity: dark or bright: what vessels are in the target.
         longest_side: Pixels that the longer side of all pictures is brought to. Default: as they are.
+        target_longest_side: The same for the target's pictures, where another size makes vessels equally wide.
         target_labels: true: the target has masks of vessels; score with them, and train the ceiling.
         preset: default, or paper for the published networks and settings.
         settings: JSON file of overrides by stage, such as {"diffusion": {"max_epochs": 10}}.
@@ -333,6 +352,7 @@ def run_stages(
         source_polarity,
         target_polarity,
         longest_side,
+        target_longest_side,
         target_labels,
         preset,
         settings,
@@ -356,6 +376,7 @@ COMMANDS: dict[str, Callable] = {
         prepare_mask_types,
         import_pickle,
         prepare_slices,
+        simulate_angiograms,
         run_stages,
     )
 }

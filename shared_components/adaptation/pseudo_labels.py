@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+from skimage.morphology import remove_small_objects
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -101,12 +102,15 @@ def pseudo_labelled(
     statistics: str = "source",
     device: str | torch.device = "cpu",
     settings: Mapping[str, Any] | None = None,
+    max_share: float = 1.0,
+    min_size: int = 0,
 ) -> list[dict[str, Any]]:
     """Label images by a segmenter and return them as a datalist with labels.
 
-    Labels are hard, 0 or 1, as in the published AdaptDiff: the more probable class. They are computed once for whole
-    images, in evaluation mode and without gradients, and kept as ``<output_dir>/<image>.png`` (8 bits, 0 or 255) on the
-    grid that the preprocessing leaves; if the same weights and settings made what is there, it is used.
+    Labels are hard, 0 or 1, as in the published AdaptDiff: the more probable class, here with what `confident_mask`
+    leaves of it. They are computed once for whole images, in evaluation mode and without gradients, and kept as
+    ``<output_dir>/<image>.png`` (8 bits, 0 or 255) on the grid that the preprocessing leaves; if the same weights and
+    settings made what is there, it is used.
 
     Args:
         items: of `target_images`.
@@ -117,10 +121,14 @@ def pseudo_labelled(
         statistics: of the batch normalisations: ``source``, as trained, or ``target`` (`adapt_statistics`).
         device: to run on.
         settings: what else the labels depend on, stated beside them.
+        max_share, min_size: see `confident_mask`.
 
     Raises:
-        InputError: no such weights or weights of another network, an unknown name, or two images of one name.
+        InputError: no such weights or weights of another network, an unknown name, a share or size out of its range, or
+            two images of one name.
     """
+    if not 0 < max_share <= 1 or min_size < 0:
+        raise InputError(f"max_share {max_share}, min_size {min_size}: expected a share above 0, a size of at least 0")
     if statistics not in STATISTICS:
         raise InputError(f"pseudo_label_statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
     folder = Path(output_dir)
@@ -128,6 +136,7 @@ def pseudo_labelled(
     if len(set(labels)) < len(labels):
         raise InputError(f"{_first(items[0]['image'])}: two images have one name; give every image a name of its own")
     listed = [{**item, "label": str(label)} for item, label in zip(items, labels)]
+    settings = {**(settings or {}), "max_share": max_share, "min_size": min_size}
     stated = _stated(weights, statistics, [_first(item["image"]) for item in items], settings)
     if _is_current(folder, stated, labels):
         logger.info("%s: %d pseudo-labels are there already", folder, len(labels))
@@ -139,7 +148,8 @@ def pseudo_labelled(
     network.eval()
     with _replaced(folder) as temporary:
         for item, label in tqdm(list(zip(items, labels)), "pseudo-labels", leave=False):
-            _write_mask(_segment(network, preprocessing(item)["image"], device), temporary / label.name)
+            probability = _segment(network, preprocessing(item)["image"], device)
+            _write_mask(confident_mask(probability, max_share, min_size), temporary / label.name)
         (temporary / DESCRIPTION).write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
     return listed
 
@@ -177,8 +187,24 @@ def _plain(image: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _segment(network: nn.Module, image: Tensor, device: str | torch.device) -> np.ndarray:
-    """Return the foreground (W, H) bool of an image (K, W, H)."""
-    return network(_plain(image)[None].to(device))[0].argmax(dim=0).bool().cpu().numpy()
+    """Return the probability of foreground (W, H) of an image (K, W, H)."""
+    return network(_plain(image)[None].to(device))[0, 1].cpu().numpy()
+
+
+def confident_mask(probability: np.ndarray, max_share: float = 1.0, min_size: int = 0) -> np.ndarray:
+    """Return what of a probability map is foreground, (W, H) bool.
+
+    On another modality a network is sure of too much: it takes speckle for vessels. What is known of the anatomy
+    without a label, that vessels cover no more than a share of an image and hang together, takes most of that away.
+    The published method does neither.
+
+    Args:
+        probability: of foreground, (W, H).
+        max_share: only the most probable pixels are foreground, at most this share of the image, of those above 1/2.
+        min_size: connected regions (eight neighbours) of fewer pixels are background.
+    """
+    mask = probability > max(0.5, float(np.quantile(probability, 1 - max_share)))
+    return remove_small_objects(mask, max_size=min_size - 1, connectivity=2) if min_size > 1 else mask
 
 
 def _write_mask(mask: np.ndarray, path: Path) -> None:

@@ -63,13 +63,16 @@ class Data(NamedTuple):
     source_polarity: str
     target_polarity: str
     longest_side: int | None
+    target_longest_side: int | None = None
 
     def keys(self, domain: str) -> dict[str, Any]:
         """Return the overrides of a configuration that reads the pictures of a domain, ``source`` or ``target``."""
-        folder, polarity = (
-            (self.source, self.source_polarity) if domain == "source" else (self.target, self.target_polarity)
+        folder, polarity, longest_side = (
+            (self.source, self.source_polarity, self.longest_side)
+            if domain == "source"
+            else (self.target, self.target_polarity, self.target_longest_side or self.longest_side)
         )
-        return {"dataset_dir": folder, "vessel_polarity": polarity, "longest_side": self.longest_side}
+        return {"dataset_dir": folder, "vessel_polarity": polarity, "longest_side": longest_side}
 
 
 def run_stages(
@@ -80,6 +83,7 @@ def run_stages(
     source_polarity: str = "dark",
     target_polarity: str = "bright",
     longest_side: int | None = None,
+    target_longest_side: int | None = None,
     target_labels: bool | None = None,
     preset: str = "default",
     settings: str | Mapping[str, Any] | None = None,
@@ -100,6 +104,8 @@ def run_stages(
         output_dir: of the run; ``<bundle>/output/stages`` when ``None``.
         source_polarity, target_polarity: whether vessels are ``dark`` or ``bright``.
         longest_side: pixels that the longer side of all pictures is brought to; as they are when ``None``.
+        target_longest_side: the same for the target alone, so that vessels become equally wide in both;
+            ``longest_side`` when ``None``.
         target_labels: the target has masks of vessels, to score with and to train the ceiling, a network that knows
             them; nothing else reads them. ``None``: only phantoms have.
         preset: ``default``, or ``paper`` with the published networks and settings.
@@ -121,7 +127,8 @@ def run_stages(
     if preset not in PRESETS:
         raise InputError(f"preset '{preset}': expected one of {', '.join(PRESETS)}")
     labelled = (source_dir is None) if target_labels is None else target_labels
-    data = _data(source_dir, target_dir, output, source_polarity, target_polarity, longest_side)
+    sides = (longest_side, target_longest_side)
+    data = _data(source_dir, target_dir, output, source_polarity, target_polarity, sides)
     stages = plan(data, bool(labelled), _read_settings(settings), device, seed)
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d of %d: %s", number, len(stages), stage.folder)
@@ -166,7 +173,7 @@ def _data(
     output: Path,
     source_polarity: str,
     target_polarity: str,
-    longest_side: int | None,
+    longest_sides: tuple[int | None, int | None],
 ) -> Data:
     for name, polarity in (("source_polarity", source_polarity), ("target_polarity", target_polarity)):
         if polarity not in POLARITIES:
@@ -180,7 +187,7 @@ def _data(
         if folder is None or not Path(folder).expanduser().is_dir():
             raise InputError(f"{name} {folder}: no such folder; give both source_dir and target_dir, or neither")
     source, target = (str(Path(folder).expanduser().absolute()) for folder in (source_dir, target_dir))
-    return Data(source, target, source_polarity, target_polarity, longest_side)
+    return Data(source, target, source_polarity, target_polarity, *longest_sides)
 
 
 def _read_settings(settings: str | Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, distance_transform_edt, gaussian_filter
 from skimage.exposure import equalize_adapthist, match_histograms
 from skimage.measure import label
 
@@ -29,8 +29,8 @@ class VesselContrastd(MapTransform):
     never inverts, since its targets are bright already, and relies on the source having been inverted before.
 
     Grey values are scaled between percentiles of the field of view, not of each crop: there a crop without vessels
-    becomes stretched noise. Around a photograph's field of view, where it is black, the median inside is filled in, so
-    that its border is no edge. A constant image becomes 0.
+    becomes stretched noise. Around a photograph's field of view, where it is black, its brightness goes on
+    (`continued`), so that its border is no edge. A constant image becomes 0.
 
     Input: (1 or 3, W, H) of any range; output: (1, W, H) float32 in [0, 1], as MetaTensor where it was one.
     """
@@ -43,6 +43,7 @@ class VesselContrastd(MapTransform):
         lower: float = 0.5,
         upper: float = 99.5,
         field_threshold: float = 0.08,
+        field_margin: float = 0.01,
         allow_missing_keys: bool = False,
     ) -> None:
         """Create the transform.
@@ -54,7 +55,10 @@ class VesselContrastd(MapTransform):
                 flat histogram of 256 bins); 0 leaves the contrast as it is.
             lower, upper: percentiles that become 0 and 1.
             field_threshold: of ``dark`` images: share of the brightest value below which a pixel that is connected to
-                the image's border is outside of the field of view; 0 takes the whole image.
+                the image's border is outside of the field of view; 0 takes the whole image. The brightest channel
+                decides: parts of a retina are as black as the surround in green, in red they are not.
+            field_margin: of ``dark`` images: share of the longer side that the field of view is made narrower by along
+                the surround; its rim darkens like a vessel.
             allow_missing_keys: leave out keys that the data does not have.
 
         Raises:
@@ -66,15 +70,21 @@ class VesselContrastd(MapTransform):
                 f"vessel_polarity is {vessel_polarity!r}; expected one of {', '.join(POLARITIES)}: whether vessels are "
                 "darker or brighter than what surrounds them"
             )
-        if clip_limit < 0 or not 0 <= lower < upper <= 100 or not 0 <= field_threshold < 1:
+        if (
+            clip_limit < 0
+            or not 0 <= lower < upper <= 100
+            or not 0 <= field_threshold < 1
+            or not 0 <= field_margin < 0.5
+        ):
             raise InputError(
-                f"clip_limit {clip_limit}, percentiles {lower} and {upper}, field_threshold {field_threshold}: "
-                "expected at least 0, two percentiles in order, and a share below 1"
+                f"clip_limit {clip_limit}, percentiles {lower} and {upper}, field_threshold {field_threshold}, "
+                f"field_margin {field_margin}: expected at least 0, two percentiles in order, shares below 1 and 0.5"
             )
         self.vessel_polarity = vessel_polarity
         self.clip_limit = clip_limit
         self.percentiles = (lower, upper)
         self.field_threshold = field_threshold
+        self.field_margin = field_margin
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Convert the keys of ``data``.
@@ -89,39 +99,62 @@ class VesselContrastd(MapTransform):
                 raise InputError(
                     f"{key}: an image of shape {tuple(image.shape)}, expected 1 or 3 channels of a picture"
                 )
-            grey = np.asarray(image[_GREEN if image.shape[0] == 3 else 0].cpu(), dtype=np.float64)
-            result[key] = convert_to_dst_type(torch.as_tensor(self._contrast(grey))[None], image, torch.float32)[0]
+            channels = np.asarray(image.cpu(), dtype=np.float64)
+            made = self._contrast(channels[_GREEN if len(channels) == 3 else 0], channels.max(axis=0))
+            result[key] = convert_to_dst_type(torch.as_tensor(made)[None], image, torch.float32)[0]
         return result
 
-    def _contrast(self, grey: np.ndarray) -> np.ndarray:
-        inside = (
-            field_of_view(grey, self.field_threshold) if self.vessel_polarity == "dark" else np.ones_like(grey, bool)
-        )
+    def _contrast(self, grey: np.ndarray, brightness: np.ndarray) -> np.ndarray:
+        inside = np.ones_like(grey, bool)
+        if self.vessel_polarity == "dark":
+            inside = field_of_view(brightness, self.field_threshold, self.field_margin)
         low, high = np.percentile(grey[inside], self.percentiles)
         if high <= low:
             return np.zeros_like(grey)
         scaled = np.clip((grey - low) / (high - low), 0, 1)
         if self.vessel_polarity == "dark":
             scaled = 1 - scaled
-            scaled[~inside] = np.median(scaled[inside])
+            scaled = continued(scaled, inside)
         if self.clip_limit == 0:
             return scaled
         return equalize_adapthist(scaled, clip_limit=self.clip_limit / _BINS, nbins=_BINS)
 
 
-def field_of_view(grey: np.ndarray, threshold: float = 0.08) -> np.ndarray:
+def field_of_view(grey: np.ndarray, threshold: float = 0.08, margin: float = 0.0) -> np.ndarray:
     """Mark the field of view of a photograph with a black surround, (rows, columns) bool.
 
     Args:
         grey: (rows, columns) grey values from 0 up.
         threshold: share of the brightest value below which a pixel is black; black regions that do not reach the
             border are inside.
+        margin: share of the longer side; pixels nearer than that to the surround are outside, unless all would be.
     """
     bright = grey >= threshold * grey.max()
     parts = label(bright, connectivity=1)
     if parts.max() == 0:
         return np.ones_like(bright)
-    return binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
+    field = binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
+    if margin == 0 or field.all():
+        return field
+    inner = distance_transform_edt(field) > margin * max(field.shape)
+    return inner if inner.any() else field
+
+
+def continued(image: np.ndarray, inside: np.ndarray, blur: float = 0.02) -> np.ndarray:
+    """Fill what is outside of a field by the smoothed brightness of the nearest place inside, (rows, columns).
+
+    Args:
+        image: (rows, columns).
+        inside: (rows, columns) bool, somewhere true; what is inside stays as it is.
+        blur: standard deviation of the Gaussian that smooths, as a share of the longer side.
+    """
+    if inside.all():
+        return image
+    sigma = blur * max(image.shape)
+    weight = gaussian_filter(inside.astype(np.float64), sigma)
+    smooth = gaussian_filter(np.where(inside, image, 0.0), sigma) / np.maximum(weight, 1e-6)
+    rows, columns = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return np.where(inside, image, smooth[rows, columns])
 
 
 class MatchHistogramd(MapTransform):

@@ -11,7 +11,12 @@ from monai.transforms import Compose
 from PIL import Image
 from torch import nn
 
-from shared_components.adaptation.pseudo_labels import adapt_statistics, pseudo_labelled, target_images
+from shared_components.adaptation.pseudo_labels import (
+    adapt_statistics,
+    confident_mask,
+    pseudo_labelled,
+    target_images,
+)
 from shared_components.adaptation.segmenter import ViewSegmenter
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.phantoms import make_phantoms
@@ -100,10 +105,33 @@ def test_labels_with_statistics_of_the_target_are_others(target, weights, tmp_pa
     assert not np.array_equal(read(source[0]["label"]), read(adapted[0]["label"]))
 
 
+def test_a_confident_mask_is_no_larger_than_vessels_are_and_hangs_together():
+    probability = np.zeros((10, 20))
+    probability[2, 2:12] = 0.9  # a vessel
+    probability[5:8, 5:13] = 0.6  # what a network sees in speckle
+    probability[9, 19] = 0.95
+    assert np.array_equal(confident_mask(probability), probability > 0.5)
+    assert np.array_equal(confident_mask(probability, max_share=0.06), probability > 0.8)
+    assert np.array_equal(confident_mask(probability, max_share=0.06, min_size=10), probability == 0.9)
+    assert not confident_mask(np.full((8, 8), 0.4), max_share=0.5).any()
+
+
+def test_another_share_or_size_makes_other_labels(target, weights, tmp_path):
+    items = target_images(target, "train")
+    plain = pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / "x")
+    before = [read(item["label"]) for item in plain]
+    clean = pseudo_labelled(items, network(1), weights, PREPROCESSING, tmp_path / "x", max_share=0.1, min_size=20)
+    after = [read(item["label"]) for item in clean]
+    assert all((new <= old).all() and (new > 0).mean() <= 0.1 for new, old in zip(after, before))
+    assert any((new < old).any() for new, old in zip(after, before))
+
+
 def test_mistakes(target, weights, tmp_path):
     items = target_images(target, "train")
     with pytest.raises(InputError, match="source, target.*'batch'"):
         pseudo_labelled(items, network(), weights, PREPROCESSING, tmp_path / "x", "batch")
+    with pytest.raises(InputError, match="max_share 0, min_size 0"):
+        pseudo_labelled(items, network(), weights, PREPROCESSING, tmp_path / "x", max_share=0)
     with pytest.raises(InputError, match="train_segmenter.json"):
         pseudo_labelled(items, network(), tmp_path / "none.pt", PREPROCESSING, tmp_path / "x")
     torch.save({"a": torch.zeros(1)}, weights)

@@ -37,6 +37,15 @@ def test_plan_with_target_labels_scores_three_networks():
     assert all(stage.overrides["amp"] is False for stage in stages.values())
 
 
+def test_each_domain_has_its_size():
+    stages = {stage.folder: stage.overrides for stage in plan(DATA._replace(target_longest_side=300), True, {})}
+    sides = {name: overrides.get("longest_side") for name, overrides in stages.items()}
+    assert {name for name, side in sides.items() if side == 300} == {
+        "diffusion", "ceiling", "scores/target_segmenter", "scores/target_adapted", "scores/target_ceiling",
+    }  # fmt: skip
+    assert sides["segmenter"] == sides["pairs"] == 512 and sides["adapted"] is None
+
+
 def test_every_override_is_a_key_of_its_configuration():
     for stage in plan(DATA, True, {}, "cpu"):
         keys = json.loads((Path(BUNDLE) / "configs" / f"{stage.config}.json").read_text())

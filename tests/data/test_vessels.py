@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from skimage.exposure import match_histograms
 
 from shared_components.data.phantoms import phantom_case
-from shared_components.data.vessels import MatchHistogramd, VesselContrastd, field_of_view
+from shared_components.data.vessels import MatchHistogramd, VesselContrastd, continued, field_of_view
 from shared_components.errors import InputError
 
 
@@ -55,8 +55,30 @@ def test_the_surround_of_a_photograph_is_no_edge():
     image = np.where(np.hypot(rows, columns) < 28, 120.0 + rows, 2.0)[None]
     inside = field_of_view(image[0])
     assert np.array_equal(inside, np.hypot(rows, columns) < 28)
-    made = contrast(image, "dark", clip_limit=0)
-    assert made[~inside] == pytest.approx(np.median(made[inside]), abs=1e-6)
+    made = contrast(image, "dark", clip_limit=0, field_margin=0)
+    ring = (np.hypot(rows, columns) < 31) & ~inside
+    assert abs(made[31, 3] - made[31, 5]) < 0.03 and abs(made[3, 31] - made[5, 31]) < 0.06  # on either side of the rim
+    assert np.ptp(made[ring]) > 0.6 and made[2, 31] > made[61, 31]  # it goes on with what is near
+
+
+def test_a_field_goes_on_with_its_own_brightness():
+    image = np.full((20, 30), 0.4)
+    inside = np.zeros_like(image, bool)
+    inside[5:15, 5:25] = True
+    image[~inside] = 9.0
+    assert continued(image, inside) == pytest.approx(np.full((20, 30), 0.4))
+    assert continued(image, np.ones_like(inside)) is image
+
+
+def test_the_field_of_view_is_that_of_the_brightest_channel_without_its_rim():
+    rows, columns = np.mgrid[:100, :100] - 49.5
+    red = np.where(np.hypot(rows, columns) < 45, 150.0, 1.0)
+    green = np.where(columns < 0, 3.0, 90.0 + rows) * (red > 1)  # as black as the surround on one side
+    made = contrast(np.stack([red, green, 0 * green]), "dark", clip_limit=0, lower=0, upper=100)
+    assert made[50, 20] == 1 and made[50, 80] < 0.5  # dark tissue becomes bright, it is not filled in
+    inside = field_of_view(red, margin=0.05)
+    assert inside[49, 10:90].all() and not inside[49, :9].any()
+    assert field_of_view(np.full((8, 8), 5.0), margin=0.1).all()
 
 
 def test_metadata_are_kept():
