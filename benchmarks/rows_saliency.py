@@ -17,7 +17,7 @@ from shared_components.diffusion.weak_segmenter import WeakSegmenter
 
 SLICES = 4
 BOUND = 1e-3  # a quarter of a bin of Otsu's histogram; the difference of two conditions magnifies rounding
-NAIVE = "one slice, noise draw and condition at a time, a second copy of the network for the second condition, eager fp32"
+NAIVE = "one slice, noise draw and condition at a time, a second copy of the network, eager fp32"
 # the bundle's settings, and the published ones
 SETTINGS = {
     "g": {"num_samples": 8, "num_inference_steps": 1, "guidance_scale": 0.0},
@@ -66,12 +66,23 @@ class NaiveMaps(nn.Module):
         return (total / (1 - owner.tau)).float()
 
 
+class _Maps(nn.Module):
+    """The project's scaled maps alone."""
+
+    def __init__(self, segmenter: WeakSegmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, slices: Tensor) -> Tensor:
+        return self.segmenter.describe(slices)["saliency"]
+
+
 def saliency_maps(subject: Subject) -> Iterator[Row]:
     """Rows g (the bundle's settings) and gg (one draw, ten guided steps, as published)."""
     image = slices_of(subject)
     for name, settings in SETTINGS.items():
         segmenter = subject.segmenter(gated=False, **settings)
-        naive, project = _maps(NaiveMaps(segmenter), image), lambda: segmenter.describe(image)["saliency"]
+        naive, project = _maps(NaiveMaps(segmenter), image), _maps(_Maps(segmenter), image)
         with torch.no_grad():
             gate = exact_gate([naive()], [project()], BOUND, f"scaled maps of {SLICES} slices")
         row = Row(name, content_of(name, subject.bundle), NAIVE, subject.device, gate)
