@@ -34,6 +34,8 @@ CONTENTS = {
     "c2": "the same on equal weights and noise",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
+    "g": "saliency maps, 2 conditions x 8 noise draws x 1 step",
+    "gg": "saliency maps, 2 conditions x 1 noise draw x 10 steps guided by the classifier",
     "h": "optimiser and EMA step",
     "o1": "whole slices with bfloat16 autocast",
     "o2": "whole slices with channels_last",
@@ -42,11 +44,13 @@ CONTENTS = {
 HIPPOCAMPUS = "cdal_hippocampus"
 CDAL_PICTURES = ("cdal_monuseg", "cdal_lung_cxr")
 MEDSEGDIFF = ("medsegdiff_isic", "medsegdiff_v2_isic")
+CDM = "cdm_brats"
 _OF_ALL_CDAL = (HIPPOCAMPUS, *CDAL_PICTURES)
 MEASURED_FOR = {
     **dict.fromkeys(("a1", "a1b", "a1e"), _OF_ALL_CDAL),
     **dict.fromkeys(("t1", "t2"), CDAL_PICTURES),
     **dict.fromkeys(("b1", "b1b", "b2", "b3", "b3b"), MEDSEGDIFF),
+    **dict.fromkeys(("g", "gg"), (CDM,)),
 }
 CPU_ONLY = {"c1", "c2", "d", "e"}
 PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")

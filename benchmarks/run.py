@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402  (after the number of threads is set)
 
-from benchmarks import rows_inference, rows_medsegdiff, rows_tiles, rows_training  # noqa: E402
+from benchmarks import rows_inference, rows_medsegdiff, rows_saliency, rows_tiles, rows_training  # noqa: E402
 from benchmarks.harness import Row  # noqa: E402
-from benchmarks.report import CDAL_PICTURES, HIPPOCAMPUS, MEDSEGDIFF, Results, environment  # noqa: E402
+from benchmarks.report import CDAL_PICTURES, CDM, HIPPOCAMPUS, MEDSEGDIFF, Results, environment  # noqa: E402
 from benchmarks.rows_guided import guided_rows  # noqa: E402
 from benchmarks.rows_staple import staple_rows  # noqa: E402
 from benchmarks.rows_synthesis import synthesis_rows  # noqa: E402
@@ -50,6 +50,7 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "b1": rows_training.training_step,
     "b2": rows_medsegdiff.exact_members,
     "b3": rows_medsegdiff.fewer_calls,
+    "g": rows_saliency.saliency_maps,
 }
 SWEEPS: dict[str, Callable[[Subject], list[dict[str, Any]]]] = {
     "sweeps": sweeps,
@@ -59,6 +60,7 @@ ROWS_OF = {
     HIPPOCAMPUS: ("a1", "a2", "a3", "a4", "a4b", "c", "d", "e", "f", "h", "options", "sweeps"),
     **dict.fromkeys(CDAL_PICTURES, ("a1", "t1", "t2", "sizes")),
     **dict.fromkeys(MEDSEGDIFF, ("b1", "b2", "b3")),
+    CDM: ("g",),
 }
 
 

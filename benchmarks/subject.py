@@ -25,6 +25,7 @@ PHANTOMS = {
     "cdal_lung_cxr": "lungs",
     "medsegdiff_isic": "lesion",
     "medsegdiff_v2_isic": "lesion",
+    "cdm_brats": "tumour_slices",
 }
 
 

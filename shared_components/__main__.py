@@ -203,13 +203,15 @@ def _numbers(text: str) -> list[float]:
 @SetParseFn(_integer, "channel", "every")
 @SetParseFn(_number, "min_share", "min_body")
 @SetParseFn(_numbers, "values", "window")
+@SetParseFn(str, "labels_of")
 def prepare_slices(
-    dataset_dir, output_dir, *, values=(1,), channel=0, window=None, min_share=0.01, min_body=0.05, every=1
-):
+    dataset_dir, output_dir, *, values=(1,), channel=0, window=None, min_share=0.01, min_body=0.05, every=1,
+    labels_of="slice"
+):  # fmt: skip
     """Write the axial slices of labelled volumes as pictures with image-level labels in a manifest.csv.
 
     Args:
-        dataset_dir: Folder of volumes with label maps.
+        dataset_dir: Folder of volumes with label maps, or of a manifest.csv with a label a volume.
         output_dir: Folder to make.
         values: Label values that are the object, such as 1,2,4; merged.
         channel: Index of the image channel.
@@ -217,11 +219,13 @@ def prepare_slices(
         min_share: Share of the body from which on the object makes a slice positive; with less it is left out.
         min_body: Share of a slice that must be body.
         every: Take every n-th slice.
+        labels_of: slice: a slice is positive by the label map; volume: all slices have the label of their volume.
     """
     from shared_components.data.slice_folder import prepare_slices as run
 
     wanted = [int(value) for value in values]
-    sys.stdout.write(f"{run(dataset_dir, output_dir, wanted, channel, window, min_share, min_body, every)}\n")
+    folder = run(dataset_dir, output_dir, wanted, channel, window, min_share, min_body, every, labels_of)
+    sys.stdout.write(f"{folder}\n")
 
 
 @SetParseFn(str, "source", "output")

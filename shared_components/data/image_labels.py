@@ -98,6 +98,7 @@ def slice_list(
     fold: int | None = None,
     num_folds: int = 5,
     patient_pattern: str | None = None,
+    masks: bool = False,
 ) -> list[dict[str, Any]]:
     """List the slices of a section for a MONAI dataset, after checking every image.
 
@@ -114,10 +115,11 @@ def slice_list(
             out of training and count as negative elsewhere.
         skip_bad: leave out slices with errors, with a warning, instead of refusing the section.
         fold, num_folds, patient_pattern: of `shared_components.data.datalists.datalist`.
+        masks: whether the training section has its masks after all, for a network that learns from outlines.
 
     Returns:
         ``[{"image": path or paths, "class": 0 or 1, "patient": name}, ...]`` sorted by id, with ``"label": path`` where
-        there is a mask and the section is not "train".
+        there is a mask and the section is not "train", or ``masks`` is set.
 
     Raises:
         InputError: the section is unknown, empty or has slices of one class only in training; the folder holds volumes;
@@ -134,6 +136,9 @@ def slice_list(
     chosen = set(sections(folder)[section])
     cases = _usable(folder, [case for case in folder.cases if case.id in chosen], channels, skip_bad)
     items = [item for case in cases if (item := _item(case, found, section, values, min_pixels)) is not None]
+    if section == "train" and not masks:
+        for item in items:
+            item.pop("label", None)
     kinds = {item["class"] for item in items}
     if not items or (section == "train" and kinds != {0, 1}):
         count = f"{sum(item['class'] for item in items)} positive ones of {len(items)}"
@@ -161,10 +166,7 @@ def _item(
         label = mask_class(case.label, values, min_pixels) if case.label else None
         if label is None and section == "train":
             return None
-    item = {**case.datalist_item(), "class": label or 0, "patient": found.folder.groups.get(case.id, case.id)}
-    if section == "train":
-        item.pop("label", None)
-    return item
+    return {**case.datalist_item(), "class": label or 0, "patient": found.folder.groups.get(case.id, case.id)}
 
 
 def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | None, skip_bad: bool) -> list[Case]:

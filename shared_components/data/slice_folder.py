@@ -17,7 +17,7 @@ from monai.transforms import Compose, Orientationd
 from PIL import Image
 from tqdm import tqdm
 
-from shared_components.data.cases import Case, find_cases
+from shared_components.data.cases import Case
 from shared_components.data.check import usual_spatial_dims
 from shared_components.data.image_labels import find_labelled_slices
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
@@ -27,6 +27,8 @@ from shared_components.errors import InputError
 logger = logging.getLogger(__name__)
 
 MARKER = "slices.json"
+LABELS_OF = ("slice", "volume")
+_KINDS = ("normal", "tumor")
 _COLUMNS = ("id", "split", "image", "mask", "class", "patient", "z", "object_pixels", "body_pixels")
 
 
@@ -39,18 +41,21 @@ def prepare_slices(
     min_share: float = 0.01,
     min_body: float = 0.05,
     every: int = 1,
+    labels_of: str = "slice",
 ) -> Path:
     """Write the axial slices of labelled volumes as 8-bit pictures, with their labels in ``manifest.csv``.
 
     Grey values are clipped to the 0.5 and 99.5 percentile of a volume's voxels that are not zero, or to ``window``, and
     scaled to 0..255 for the whole volume; so a slice keeps its brightness beside the others. A slice is positive if the
     object covers at least ``min_share`` of the body and negative if it is not there; slices between are left out, as
-    are those with little body. The sections of the volumes are kept, so a patient lies in one of them.
+    are those with little body. Or every slice has the label of its volume (``labels_of``), for volumes of which only is
+    known whether they show the object. The sections of the volumes are kept, so a patient lies in one of them.
 
     The folder appears when it is complete; one that holds the same slices already is used as it is.
 
     Args:
-        dataset_dir: volumes with label maps: MSD, nnU-Net, or two folders (`shared_components.data.cases.find_cases`).
+        dataset_dir: volumes with label maps: MSD, nnU-Net, or two folders (`shared_components.data.cases.find_cases`);
+            or a ``manifest.csv`` with a label a volume (`shared_components.data.image_labels.find_labelled_slices`).
         output_dir: folder to make.
         values: values of the label maps that are the object; several are merged.
         channel: index of the image channel to take.
@@ -58,23 +63,31 @@ def prepare_slices(
         min_share: see above; of the body's pixels.
         min_body: share of a slice's pixels that must be body: not zero, or above the window's lower end.
         every: take every n-th slice.
+        labels_of: what a label tells about, one of `LABELS_OF`: the ``slice``, by the label map; or the ``volume``, by
+            the manifest, or by whether its label map holds the object anywhere.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the folder has no labelled volumes, the output holds something else, or a number is out of range.
+        InputError: the folder has no labelled volumes, the output holds something else, a number is out of range, or
+            ``labels_of`` is unknown.
     """
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if not 0 <= min_share < 1 or not 0 <= min_body < 1 or every < 1:
         raise InputError(f"min_share {min_share}, min_body {min_body}, every {every}: expected shares, and at least 1")
-    folder = find_cases(dataset_dir)
-    cases = [case for case in folder.cases if case.images and case.label]
+    if labels_of not in LABELS_OF:
+        raise InputError(f"labels_of must be one of {', '.join(LABELS_OF)}, not {labels_of!r}")
+    found = find_labelled_slices(dataset_dir)
+    folder, classes = found.folder, found.classes if labels_of == "volume" else {}
+    cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
     if not cases or usual_spatial_dims(cases) != 3:
-        raise InputError(f"{folder.root}: {len(cases)} labelled cases, expected volumes with label maps")
+        needed = "label maps" if labels_of == "slice" else "label maps, or a label each in manifest.csv"
+        raise InputError(f"{folder.root}: {len(cases)} labelled cases, expected volumes with {needed}")
     settings = {
         "source": str(folder.root), "values": list(values), "channel": channel, "min_share": min_share,
         "min_body": min_body, "window": None if window is None else list(window), "every": every,
+        "labels_of": labels_of,
     }  # fmt: skip
     if _is_complete(target, settings):
         return target
@@ -86,7 +99,13 @@ def prepare_slices(
             (scratch / name).mkdir(parents=True)
         rows = []
         for case in tqdm(cases, desc="slices", disable=len(cases) < 5):
-            rows += _write_case(scratch, case, place.get(case.id, ""), len(folder.channels), settings)
+            loaded = _load(case, len(folder.channels))
+            written = _write_case(scratch, case.id, loaded, settings)
+            if labels_of == "volume":
+                present = any(row["object_pixels"] for row in written)
+                kind = _KINDS[classes.get(case.id, int(present))]
+                written = [{**row, "class": kind} for row in written]
+            rows += [{**row, "split": place.get(case.id, "")} for row in written]
         _write_manifest(scratch, rows)
         (scratch / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         os.rename(scratch, target)
@@ -130,38 +149,44 @@ def _is_complete(target: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _write_case(
-    folder: Path, case: Case, section: str, num_channels: int, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Write the slices of a volume and return their rows of the manifest."""
+def _load(case: Case, num_channels: int) -> dict[str, Any]:
+    """Load image and, if there is one, label map of a volume, their axes in the order R, A, S."""
+    keys = ["image", "label"] if case.label else ["image"]
     load = Compose(
         [
             LoadImageChannelsd("image", num_channels),
-            LoadLabelMapd("label"),
-            Orientationd(["image", "label"], axcodes="RAS", labels=None),
+            LoadLabelMapd("label", allow_missing_keys=True),
+            Orientationd(keys, axcodes="RAS", labels=None),
         ]
     )
     loaded = load(case.datalist_item())
+    if case.label and loaded["image"].shape[1:] != loaded["label"].shape[1:]:
+        shapes = tuple(loaded["label"].shape[1:]), tuple(loaded["image"].shape[1:])
+        raise InputError(f"{case.label}: shape {shapes[0]}, expected {shapes[1]}, that of the image")
+    return loaded
+
+
+def _write_case(folder: Path, case: str, loaded: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the slices of a volume and return their rows of the manifest, without the section."""
     image = loaded["image"][settings["channel"]].numpy().astype(np.float64)
-    mask = np.isin(loaded["label"][0].numpy(), settings["values"])
-    if image.shape != mask.shape:
-        raise InputError(f"{case.label}: shape {mask.shape}, expected {image.shape}, that of the image")
+    mask = np.isin(loaded["label"][0].numpy(), settings["values"]) if "label" in loaded else None
+    least = settings["min_share"] if settings["labels_of"] == "slice" else 0.0
     low, high = _limits(image, settings["window"])
     body = image > low if settings["window"] else image != 0
     grey = np.where(body, np.clip((image - low) / max(high - low, 1e-12), 0, 1), 0)
     rows = []
     for z in range(0, image.shape[2], settings["every"]):
-        inside, present = int(body[..., z].sum()), int(mask[..., z].sum())
-        if inside < settings["min_body"] * body[..., z].size or 0 < present < settings["min_share"] * inside:
+        inside, present = int(body[..., z].sum()), 0 if mask is None else int(mask[..., z].sum())
+        if inside < settings["min_body"] * body[..., z].size or 0 < present < least * inside:
             continue
-        name = f"{case.id}_z{z:03d}"
-        files = {"image": f"images/{name}.png", "mask": f"masks/{name}.png"}
+        name = f"{case}_z{z:03d}"
+        files = {"image": f"images/{name}.png", "mask": "" if mask is None else f"masks/{name}.png"}
         # columns are the first axis, as the loaders have it
         Image.fromarray(np.round(255 * grey[..., z].T).astype(np.uint8)).save(folder / files["image"])
-        Image.fromarray((255 * mask[..., z].T).astype(np.uint8)).save(folder / files["mask"])
-        kind = "tumor" if present else "normal"
+        if mask is not None:
+            Image.fromarray((255 * mask[..., z].T).astype(np.uint8)).save(folder / files["mask"])
         numbers = {"z": z, "object_pixels": present, "body_pixels": inside}
-        rows.append({"id": name, "split": section, "class": kind, "patient": case.id, **files, **numbers})
+        rows.append({"id": name, "class": _KINDS[present > 0], "patient": case, **files, **numbers})
     return rows
 
 

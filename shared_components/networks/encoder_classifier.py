@@ -108,6 +108,11 @@ class AveragePool(nn.Module):
 class AttentionPool(nn.Module):
     """Attention of all positions' mean to all positions (Radford et al. 2021): (B, F, H, W) to (B, outputs).
 
+    The projection holds the queries of all heads, then all keys, then all values. So it is in guided diffusion's
+    ``AttentionPool2d``, which the published classifier is built on, and other than in its attention blocks, where every
+    head has its own query, key and value in turn (`SelfAttention`). The shapes of a published file, 3 F rows, fit both
+    orders; no file with published values was at hand to tell them apart by its results.
+
     Args:
         positions: H * W.
         channels: F.
@@ -131,7 +136,6 @@ class AttentionPool(nn.Module):
             )
         tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
         projected = self.query_key_value(tokens + self.positional_embedding.to(tokens.dtype)).transpose(1, 2)
-        # queries, keys and values of all heads in turn, as published
         query, key, value = projected.unflatten(2, (3, -1, self.num_head_channels)).permute(2, 0, 3, 1, 4)
         pooled = F.scaled_dot_product_attention(query[:, :, :1], key, value)
         return self.output(pooled.transpose(2, 3).flatten(1, 2))[:, :, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def compare_methods(
         logger.info("%s: %s", name, ", ".join(f"{key} {value:.3g}" for key, value in told.items()))
     write_table(folder / PER_SLICE, per_slice)
     write_table(folder / MEANING, [{"column": key, "meaning": text} for key, text in MEANINGS.items()])
-    write_atomically(Path(folder) / "methods.md", _markdown(table))
+    write_atomically(Path(folder) / "methods.md", markdown_table(table))
     write_table(folder / TABLE, table)
     return table
 
@@ -100,7 +100,8 @@ def _row(case: Mapping[str, Any], positive: float, threshold: float, seconds: fl
     }
 
 
-def _markdown(table: list[dict[str, Any]]) -> str:
+def markdown_table(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a table, with every column that one of them has; three digits of what is no whole number."""
     columns = list(dict.fromkeys(key for row in table for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in table:

@@ -161,6 +161,29 @@ def test_a_slice_is_the_volumes(volumes, tmp_path):
     assert np.array_equal(found.numpy(), label)
 
 
+def test_slices_take_the_label_of_their_volume(volumes, tmp_path):
+    """By the manifest, which needs no label map, else by whether the label map holds the object anywhere."""
+    folder = prepare_slices(volumes, tmp_path / "by_maps", [1, 2, 3], labels_of="volume")
+    with open(folder / "manifest.csv", newline="") as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {"tumor"}
+    cases = sorted((volumes / "imagesTr").glob("*_0000.nii.gz"))
+    lines = [f"{file.name[:-12]},{file},{word}" for file, word in zip(cases, ("normal", "tumor", "tumor", "normal"))]
+    (tmp_path / "listed").mkdir()
+    (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["id,image,class", *lines]) + "\n")
+    folder = prepare_slices(tmp_path / "listed", tmp_path / "by_words", labels_of="volume")
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = {row["patient"]: row["class"] for row in rows}
+    assert [kinds[file.name[:-12]] for file in cases] == [line.split(",")[-1] for line in lines]
+    assert len(kinds) == 4 < len(rows) and all(row["mask"] == "" for row in rows)
+    items = [item for section in ("train", "validation", "test") for item in slice_list(folder, section)]
+    assert {(item["patient"], item["class"]) for item in items} == {
+        (case, int(kind == "tumor")) for case, kind in kinds.items()
+    }
+    with pytest.raises(InputError, match="labels_of must be one of slice, volume, not 'patient'"):
+        prepare_slices(volumes, tmp_path / "other", labels_of="patient")
+
+
 def test_windows_and_value_ranges(tmp_path):
     volume = np.linspace(-1000, 1000, 5 * 4 * 3).reshape(5, 4, 3).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "ct.nii.gz")
