@@ -144,8 +144,16 @@ def test_it_is_found_by_the_configurations_path_from_anywhere(
 @pytest.mark.parametrize(
     ("bundle", "data", "said"),
     [
-        ("cdal_hippocampus", "pictures", "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m"),
-        ("cdal_monuseg", "volumes", "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd"),
+        (
+            "cdal_hippocampus",
+            "pictures",
+            "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m",
+        ),
+        (
+            "cdal_monuseg",
+            "volumes",
+            "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd",
+        ),
         ("cdm_brats", "pictures", "learns from image-level labels"),
         ("adaptdiff_octa", "pictures", "run_stages"),
         ("segguided_breast_mri", "pictures", "makes images of label maps"),
