@@ -100,7 +100,8 @@ def test_training_and_inference_have_one_network_of_the_datas_channels_and_class
     assert shapes[0] == shapes[1]
     metadata = read(adapted, "metadata")["network_data_format"]
     assert networks[0].num_classes == metadata["outputs"]["pred"]["num_channels"]
-    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if "hippo" in adapted.name or "brats" in adapted.name else "lesion")  # fmt: skip
+    of_volumes = "hippo" in adapted.name or "brats" in adapted.name
+    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if of_volumes else "lesion")
 
 
 def test_a_case_comes_out_of_the_preparation_as_the_plan_says(adapted: Path, volumes: Path, pictures: Path) -> None:
