@@ -15,8 +15,8 @@ from shared_components.data.split import overlapping, sections
 _KINDS = {"CT": "CT", "MR": "MR", "RGB": "colour", "grey": "grey"}
 _FORMATS = {"CT": "hounsfield", "MR": "magnitude", "RGB": "RGB", "grey": "magnitude"}
 _OVERLAYS = {
-    "plain": "the plain network of the same size, without diffusion, to compare with",
-    "plain_backbone": "the diffusion network itself without diffusion, to compare with",
+    "plain": "a plain network on the same data, without diffusion, to compare with",
+    "plain_backbone": "the whole diffusion network, trained without diffusion, to compare with",
     "attention": "cDAL's discriminator, whose features weigh the loss",
 }
 
