@@ -160,7 +160,7 @@ def describe_case(
         label_names: as in `shared_components.reporting.CaseMetrics`.
     """
     labels = torch.as_tensor(prediction).detach().cpu().numpy()[0].round().astype(np.int64)
-    in_pixels = is_picture(prediction)
+    in_pixels = is_picture(prediction) or labels.ndim == 2
     unit = 1.0 if in_pixels else float(np.prod(spacing_of(prediction))) / 1000
     row: dict[str, Any] = {"size": "x".join(map(str, labels.shape))}
     for index, name in foreground_names(label_names, 1).items():
