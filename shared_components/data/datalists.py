@@ -103,7 +103,9 @@ def datalist(
         parts = sections(folder)
         ids = parts[section]
         if section == "train" and (shared := overlapping(parts)):
-            logger.warning("%s: one patient to train on: %s holds the same, its scores mean nothing", dataset_dir, shared)
+            logger.warning(
+                "%s: one patient to train on: %s holds the same, its scores mean nothing", dataset_dir, shared
+            )
         cases = [case for case in folder.cases if case.id in set(ids)]
         findings = check_cases(folder, cases, labels, num_channels, **options)
         findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from shared_components.reporting.files import (
 from shared_components.reporting.instances import InstanceScores
 from shared_components.reporting.metrics import UNITS, score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
-from shared_components.reporting.report import Picture, weights_and_sampling, write_report
+from shared_components.reporting.report import Picture, failures_of, weights_and_sampling, write_report
 
 CaseKey = tuple[str, int]
 logger = logging.getLogger(__name__)
@@ -266,6 +266,7 @@ class ReportHandler:
         title: heading of the page.
         settings: what to state about the run: configuration, seed, weights. Versions and timing are added.
         pictures_per_end: how many worst and how many best cases are shown.
+        left_out: a line for each case that was left out before the run, or a function that tells when it is over.
         overwrite: whether a page of an earlier run may be replaced.
     """
 
@@ -276,8 +277,10 @@ class ReportHandler:
         settings: Mapping[str, Any] | None = None,
         pictures_per_end: int = 2,
         overwrite: bool = False,
+        left_out: Sequence[str] | Callable[[], Sequence[str]] = (),
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.left_out = left_out
         self.title, self.settings = title, dict(settings or {})
         self.pictures_per_end, self.overwrite = pictures_per_end, overwrite
         self._since = 0.0
@@ -310,7 +313,7 @@ class ReportHandler:
             state.calibration.tolist() if rows else None,
             state.near_foreground if rows else "",
             tables=tables,
-            failures=getattr(engine, "failures", ()),
+            failures=failures_of(engine, self.left_out),
         )
         logger.info("report: %s", path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ from shared_components.reporting.page import page, section
 from shared_components.reporting.report import (
     RADIOLOGICAL,
     Picture,
+    counted,
     environment,
     failed_cases,
+    failures_of,
     figures,
     subtitle,
     weights_and_sampling,
@@ -63,7 +65,7 @@ class InferenceReportHandler:
         title: heading of the page.
         label_names: as in `shared_components.reporting.CaseMetrics`.
         settings: what to state about the run. Weights, sampling, versions and timing are added.
-        left_out: a line for each case that was refused before the run.
+        left_out: a line for each case that was left out before the run, or a function that tells when it is over.
         pred_key, uncertainty_key: keys of the (1, *spatial) label map and the (1, *spatial) uncertainty in [0, 1].
         pictures_per_end: how many of the most and of the least certain cases are shown.
         overwrite: whether a page of an earlier run may be replaced.
@@ -75,7 +77,7 @@ class InferenceReportHandler:
         title: str = "Inference",
         label_names: Mapping[Any, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
-        left_out: Sequence[str] = (),
+        left_out: Sequence[str] | Callable[[], Sequence[str]] = (),
         pred_key: str = "pred",
         uncertainty_key: str = "uncertainty",
         pictures_per_end: int = 3,
@@ -83,7 +85,7 @@ class InferenceReportHandler:
     ) -> None:
         self.output_dir, self.title = Path(output_dir), title
         self.label_names, self.settings = label_names, dict(settings or {})
-        self.left_out = list(left_out)
+        self.left_out = left_out
         self.pred_key, self.uncertainty_key = pred_key, uncertainty_key
         self.pictures_per_end, self.overwrite = pictures_per_end, overwrite
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
@@ -128,7 +130,7 @@ class InferenceReportHandler:
             return
         seconds = {"seconds in all": round(time.perf_counter() - self._started, 1)}
         settings = {**self.settings, **weights_and_sampling(engine), **seconds, "environment": environment()}
-        failures = [*self.left_out, *getattr(engine, "failures", ())]
+        failures = failures_of(engine, self.left_out)
         pictures = self._pictures(list(rows.values()), keys, getattr(engine.state, "overlays", {}))
         write_table(self.output_dir / PER_CASE, list(rows.values()))
         text = inference_page(self.title, list(rows.values()), pictures, settings, failures)
@@ -158,7 +160,7 @@ def describe_case(
         label_names: as in `shared_components.reporting.CaseMetrics`.
     """
     labels = torch.as_tensor(prediction).detach().cpu().numpy()[0].round().astype(np.int64)
-    in_pixels = is_picture(prediction)
+    in_pixels = is_picture(prediction) or labels.ndim == 2
     unit = 1.0 if in_pixels else float(np.prod(spacing_of(prediction))) / 1000
     row: dict[str, Any] = {"size": "x".join(map(str, labels.shape))}
     for index, name in foreground_names(label_names, 1).items():
@@ -194,7 +196,7 @@ def inference_page(
         section("How to read the numbers", _DEFINITIONS),
         section("How it was made", settings_table(settings)),
     ]
-    return page(title, subtitle(f"{len(rows)} cases"), body)
+    return page(title, subtitle(counted(len(rows), "case")), body)
 
 
 def _charts(rows: Sequence[Mapping[str, Any]]) -> str:

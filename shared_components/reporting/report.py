@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -157,14 +157,24 @@ def write_report(
         section("How to read the numbers", _definitions(summary, region, elements)),
         section("How it was made", settings_table({**(settings or {}), "environment": environment()})),
     ]
-    return write_atomically(Path(output_dir) / file_name, page(title, subtitle(f"{len(rows)} cases"), body))
+    return write_atomically(Path(output_dir) / file_name, page(title, subtitle(counted(len(rows), "case")), body))
 
 
 def failed_cases(failures: Sequence[str]) -> str:
     """Return the list of the cases that could not be processed, nothing where there are none."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in failures)
-    heading = f"{len(failures)} case{'s' if len(failures) > 1 else ''} could not be processed"
+    heading = f"{counted(len(failures), 'case')} could not be processed"
     return section(heading, f'<ul class="failures">{lines}</ul>' if failures else "")
+
+
+def failures_of(engine: Any, left_out: Sequence[str] | Callable[[], Sequence[str]] = ()) -> list[str]:
+    """Return a line for each case that was left out of a run or failed in it (`CaseEvaluator`)."""
+    return [*(left_out() if callable(left_out) else left_out), *getattr(engine, "failures", ())]
+
+
+def counted(number: int, what: str) -> str:
+    """Return "1 case" or "2 cases"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def subtitle(what: str) -> str:

@@ -28,8 +28,10 @@ from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
 from shared_components.reporting.report import (
     Picture,
+    counted,
     environment,
     failed_cases,
+    failures_of,
     figures,
     subtitle,
     weights_and_sampling,
@@ -75,6 +77,7 @@ class SynthesisMetrics:
         title: heading of the page.
         max_pairs: of images whose MS-SSIM is taken.
         overwrite: whether results of an earlier run may be replaced.
+        left_out: a line for each case that was left out before the run, or a function that tells when it is over.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class SynthesisMetrics:
         title: str = "Generated images",
         max_pairs: int = 500,
         overwrite: bool = False,
+        left_out: Sequence[str] | Callable[[], Sequence[str]] = (),
     ) -> None:
+        self.left_out = left_out
         self.output_dir = Path(output_dir)
         self.label_names = dict(label_names)
         self.segmenter, self.features, self.feature_name = segmenter, features, feature_name
@@ -163,7 +168,7 @@ class SynthesisMetrics:
         pictures = [self._picture(kind, row) for kind, row in _ends(worst)]
         sheet_of_all = [Picture("Generated and real", "of the same label maps", sheet)]
         body = [
-            failed_cases(getattr(engine, "failures", ())),
+            failed_cases(failures_of(engine, self.left_out)),
             section("Scores", _table(summary), "What each says: the documentation of SynthesisMetrics."),
             section("Distribution over the cases", _charts(self._rows), "Hover over a point for its case."),
             section(
@@ -175,7 +180,7 @@ class SynthesisMetrics:
             section("Generated and real images of the same label maps", figures(sheet_of_all)),
             section("How it was made", settings_table(settings)),
         ]
-        text = page(self.title, subtitle(f"{len(self._rows)} cases"), body)
+        text = page(self.title, subtitle(counted(len(self._rows), "case")), body)
         write_atomically(self.output_dir / "synthesis.html", text)
         logger.info("%s: %s", self.output_dir, "; ".join(_one_line(row) for row in summary))
 

@@ -22,8 +22,10 @@ from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
 from shared_components.reporting.report import (
     Picture,
+    counted,
     environment,
     failed_cases,
+    failures_of,
     figures,
     subtitle,
     weights_and_sampling,
@@ -54,6 +56,7 @@ class SyntheticSet:
         as_series: one sheet for each label map.
         previews: how many images are drawn, at most; 0 for none.
         overwrite: whether an earlier set may be replaced.
+        left_out: a line for each label map that was left out before the run, or a function that tells.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class SyntheticSet:
         as_series: bool = False,
         previews: int = 400,
         overwrite: bool = False,
+        left_out: Sequence[str] | Callable[[], Sequence[str]] = (),
     ) -> None:
+        self.left_out = left_out
         self.output_dir = Path(output_dir)
         self.label_names = dict(label_names)
         self.modality, self.description = modality, description
@@ -131,12 +136,12 @@ class SyntheticSet:
         stated = {"labels": self.label_names, **self.options, **weights_and_sampling(engine), **timing}
         rows = [{"case": Path(row["image"]).name, **row} for row in self._rows]
         body = [
-            failed_cases(getattr(engine, "failures", ())),
+            failed_cases(failures_of(engine, self.left_out)),
             section("Generated images", figures(sheets), "Further sheets are in the folder previews."),
             section("All images", case_table(rows), "Click a heading to sort."),
             section("How it was made", settings_table({**stated, "environment": environment()})),
         ]
-        return page(self.description, subtitle(f"{len(rows)} images"), body)
+        return page(self.description, subtitle(counted(len(rows), "image")), body)
 
     def _content(self) -> dict[str, Any]:
         flat = bool(self._rows) and self._rows[0]["image"].endswith(".png")

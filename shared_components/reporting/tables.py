@@ -27,10 +27,10 @@ def heading_of(column: str) -> str:
     """Return a column's name for people: ``hd95_mm_anterior`` is ``HD95 (mm), anterior``."""
     if column.startswith(("hd95_", "assd_")):
         metric, unit, label = column.split("_", 2)
-        return f"{metric.upper()} ({unit}), {label}"
+        return f"{metric.upper()} ({unit}), {label.replace('_', ' ')}"
     for prefix, metric in _OF_CLASSES:
         if column.startswith(prefix):
-            return f"{metric}, {column[len(prefix) :]}"
+            return f"{metric}, {column[len(prefix) :].replace('_', ' ')}"
     return {
         "aji": "AJI",
         "pq": "PQ",

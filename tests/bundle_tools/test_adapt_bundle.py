@@ -100,7 +100,8 @@ def test_training_and_inference_have_one_network_of_the_datas_channels_and_class
     assert shapes[0] == shapes[1]
     metadata = read(adapted, "metadata")["network_data_format"]
     assert networks[0].num_classes == metadata["outputs"]["pred"]["num_channels"]
-    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if "hippo" in adapted.name or "brats" in adapted.name else "lesion")  # fmt: skip
+    of_volumes = "hippo" in adapted.name or "brats" in adapted.name
+    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if of_volumes else "lesion")
 
 
 def test_a_case_comes_out_of_the_preparation_as_the_plan_says(adapted: Path, volumes: Path, pictures: Path) -> None:
@@ -144,8 +145,16 @@ def test_it_is_found_by_the_configurations_path_from_anywhere(
 @pytest.mark.parametrize(
     ("bundle", "data", "said"),
     [
-        ("cdal_hippocampus", "pictures", "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m"),
-        ("cdal_monuseg", "volumes", "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd"),
+        (
+            "cdal_hippocampus",
+            "pictures",
+            "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m",
+        ),
+        (
+            "cdal_monuseg",
+            "volumes",
+            "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd",
+        ),
         ("cdm_brats", "pictures", "learns from image-level labels"),
         ("adaptdiff_octa", "pictures", "run_stages"),
         ("segguided_breast_mri", "pictures", "makes images of label maps"),

@@ -24,5 +24,6 @@ def test_an_evaluation_finishes_the_good_cases(phantoms, weights, tmp_path):
     with open(tmp_path / "out" / "evaluation" / "metrics_per_case.csv", newline="", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_007"]
     page = (tmp_path / "out" / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert "1 case could not be processed" in page
     for stated in ("num_inference_steps", "sha256", "seed", "seconds in all", "shared_components"):
         assert stated in page

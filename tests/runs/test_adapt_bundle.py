@@ -1,4 +1,4 @@
-"""From a folder that no bundle was written for to an evaluation report, as typed: adapt, train, evaluate, infer, export."""
+"""From a folder that no bundle was written for to an evaluation report, as typed: adapt, train, evaluate, infer."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MEDSEGDIFF = {
     "num_inference_steps": 2,
 }
 TILES = {"scale": 0.125, "crop_size": [32, 32], "tile_size": 32, "crops_per_case": 1}
+MANY = 50
 ORGANS = {"pixdim": [12.0, 12.0, 12.0], "patch_size": [16, 16, 4]}
 
 
@@ -101,8 +102,10 @@ def test_from_a_folder_to_an_evaluation_report(real_data: Path, tmp_path: Path, 
     assert {f"dice_{label}" for label in proof.classes} <= set(scores[0])
     assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
 
+    num_cases = json.loads((bundle / "docs" / "fingerprint.json").read_text())["num_cases"]
+    if num_cases > MANY:  # the same bundle as the vessels', and minutes of pictures
+        return
     trained_only = ("max_epochs", "val_interval", "patch_size", "crop_size", "crops_per_case", "slices_per_case")
     seen = {key: value for key, value in options.items() if key not in trained_only}
     run_bundle(inference, **seen, output_dir=tmp_path / "out", cwd=tmp_path).check_done()
-    num_cases = len(json.loads((bundle / "docs" / "fingerprint.json").read_text())["sections"]["train"])
-    assert len(list((tmp_path / "out").glob("*_seg.*"))) >= max(num_cases, proof.num_test)
+    assert len(list((tmp_path / "out").glob("*_seg.*"))) == num_cases
