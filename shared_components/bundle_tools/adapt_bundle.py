@@ -8,11 +8,8 @@ import logging
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,18 @@ from monai.bundle import ConfigParser
 from shared_components.bundle_tools.adaptation_plan import (
     Choice,
     Task,
-    Template,
     cached_bytes,
     fit_batch,
     plan,
+    settings_of,
     usable_memory,
 )
-from shared_components.bundle_tools.adaptation_texts import data_licence, metadata, model_card, plan_page
-from shared_components.bundle_tools.config_text import config_text
+from shared_components.bundle_tools.adaptation_source import Source, adaptable, read_source
+from shared_components.bundle_tools.adapted_files import write_adapted
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.bundle_tools.training_memory import bytes_a_pixel
 from shared_components.data.cases import CaseFolder, find_cases
 from shared_components.data.check import usual_spatial_dims
-from shared_components.data.files import read_json_object
 from shared_components.data.fingerprint import Fingerprint, fingerprint
 from shared_components.data.split import group_patients, guess_patient_pattern, overlapping, sections
 from shared_components.data.understood import overview_text, split_source
@@ -42,29 +38,12 @@ from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-OVERLAYS = ("evaluate", "multi_gpu_train", "plain", "plain_backbone", "attention")
 _NAME = re.compile(r"[A-Za-z]\w*")
 # Words from which MONAI Label takes another type than segmentation.
 _OTHER_TYPES = ("detection", "deepedit", "deepgrow", "classification")
 _NAMED = 3
 
 Labels = Mapping[str, int | Sequence[int]] | Sequence[str | int] | str | int | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """The bundle that is adapted, its configurations and what its training is."""
-
-    folder: Path
-    train: dict[str, Any]
-    inference: dict[str, Any]
-    metadata: dict[str, Any]
-    template: Template
-
-    @property
-    def method(self) -> str:
-        """The method's name, as the training report's title begins."""
-        return str(self.train["report"]["title"]).split(",")[0]
 
 
 def adapt_bundle(
@@ -126,77 +105,12 @@ def adapt_bundle(
     choices = [choice for choice in plan(found, source.template, task) if choice.key in source.train]
     choices += _given(source, label_column, skip_bad)
     choices = _fitted(source, choices, found, task)
-    _write(target, name, source, choices, folder, found, task)
+    write_adapted(target, name, source, choices, folder, found, task)
     for choice in choices:
         logger.info("%s: %s (%s)", choice.key, _shown(choice.value), choice.reason)
     if shared := overlapping(sections(folder)):
         logger.warning("%s: one patient to train on: %s holds the same, its scores mean nothing", folder.root, shared)
     return str(target)
-
-
-def read_source(bundle: Path) -> Source:
-    """Read the bundle to adapt.
-
-    Raises:
-        InputError: it is of a kind that has nothing to adapt; the message says what to do instead.
-    """
-    train, inference, meta = (
-        read_json_object(bundle / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")
-    )
-    if "stored_values" not in train:
-        raise InputError(_why_not(bundle, meta))
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "train.json"))
-    parser.update({"dataset_dir": "data"})  # not the demonstration's settings
-    shape = meta["network_data_format"]["inputs"]["image"]["spatial_shape"]
-    multiple = math.gcd(*(int(str(side).split("*")[0]) for side in shape[:2]))
-    return Source(bundle, train, inference, meta, _template(parser, train, multiple))
-
-
-def _template(parser: ConfigParser, train: Mapping[str, Any], multiple: int) -> Template:
-    batch = parser.get_parsed_content("batch_size")
-    if "pixdim" in train:
-        return Template("volumes", batch, math.prod(train["patch_size"]), None, multiple)
-    if "crop_size" in train:
-        crop, crops = tuple(train["crop_size"]), train["crops_per_case"]
-        return Template("tiles", batch, math.prod(crop) * crops, crop, multiple, crops)
-    plane = tuple(parser.get_parsed_content("image_size"))
-    if "axcodes" in train:
-        slices = train["slices_per_case"]
-        return Template("either", batch, math.prod(plane) * slices, plane, multiple, slices)
-    return Template("pictures", batch, math.prod(plane), plane, multiple)
-
-
-def _why_not(bundle: Path, meta: Mapping[str, Any]) -> str:
-    configs = bundle / "configs"
-    fit = f"bundles that can be adapted: {', '.join(_adaptable(bundle))}"
-    if (configs / "train_classifier.json").is_file():
-        return (
-            f"{bundle.name} learns from image-level labels, present or absent, and has no classes to adapt: give your "
-            f"folder to its train_classifier.json and train.json as --dataset_dir; {fit}"
-        )
-    if (configs / "train_segmenter.json").is_file():
-        return (
-            f"{bundle.name} brings labels from one modality to another and adapts by itself: "
-            f"python -m shared_components run_stages --bundle {bundle.name} --source_dir A --target_dir B; {fit}"
-        )
-    if meta["network_data_format"]["outputs"]["pred"].get("type") == "image":
-        return (
-            f"{bundle.name} makes images of label maps and segments nothing: give its train.json your folder as "
-            f"--dataset_dir, with --labels and --num_channels; {fit}"
-        )
-    return f"{bundle}: no bundle that can be adapted, its train.json has no key stored_values; {fit}"
-
-
-def _adaptable(bundle: Path, pictures: bool | None = None) -> list[str]:
-    """Return the names of the bundles beside one that can be adapted, to pictures or to volumes if that is said."""
-    names = []
-    for file in sorted(bundle.parent.glob("*/configs/train.json")):
-        train = read_json_object(file)
-        kinds = {True: "pixdim" not in train, False: "axcodes" in train}
-        if "stored_values" in train and (pictures is None or kinds[pictures]):
-            names.append(file.parts[-3])
-    return names
 
 
 def _target(name: str, output: str | None) -> Path:
@@ -245,7 +159,7 @@ def _refuse_misfit(source: Source, pictures: bool) -> None:
     if family == "either" or (family == "volumes") is not pictures:
         return
     takes = "volumes" if family == "volumes" else "pictures"
-    fit = ", ".join(_adaptable(source.folder, pictures))
+    fit = ", ".join(adaptable(source.folder, pictures))
     raise InputError(f"{source.folder.name} segments {takes}, the folder holds {what}; adapt one of {fit}")
 
 
@@ -264,7 +178,8 @@ def _task(
     return Task(
         classes=chosen_classes(folder.label_names, found, labels),
         channels=channel_names(folder, found),
-        columns=named or (folder.layout in ("manifest", "channel folders", "case folders") and len(folder.channels) > 1),
+        columns=named
+        or (folder.layout in ("manifest", "channel folders", "case folders") and len(folder.channels) > 1),
         num_train=max(1, len([case for case in sections(folder)["train"] if case not in found.unusable])),
         fold=folder.fold,
         num_folds=folder.num_folds,
@@ -345,7 +260,7 @@ def _given(source: Source, label_column: str | None, skip_bad: bool) -> list[Cho
 
 def _fitted(source: Source, choices: list[Choice], found: Fingerprint, task: Task) -> list[Choice]:
     """Return the choices with a batch that the memory allows, and told if the training data do not fit into it."""
-    parser = ConfigParser({**copy.deepcopy(source.train), **_settings(choices)})
+    parser = ConfigParser({**copy.deepcopy(source.train), **settings_of(choices)})
     settings = {choice.key: choice.value for choice in choices}
     if "patch_size" in settings:
         pixels = math.prod(settings["patch_size"])
@@ -363,88 +278,6 @@ def _fitted(source: Source, choices: list[Choice], found: Fingerprint, task: Tas
             task.memory / 2**30,
         )
     return choices
-
-
-def _settings(choices: Sequence[Choice]) -> dict[str, Any]:
-    return {choice.key: copy.deepcopy(choice.value) for choice in choices}
-
-
-def _write(
-    target: Path,
-    name: str,
-    source: Source,
-    choices: list[Choice],
-    folder: CaseFolder,
-    found: Fingerprint,
-    task: Task,
-) -> None:
-    settings = _settings(choices)
-    train = _adapted(source.train, settings, target, name, source.method)
-    inference = _adapted(source.inference, settings, target, name, source.method)
-    configs: dict[str, Any] = {"train": train, "inference": inference}
-    for overlay in OVERLAYS:
-        file = source.folder / "configs" / f"{overlay}.json"
-        if file.is_file():
-            configs[overlay] = _retitled(read_json_object(file), name, source.method)
-    meta = metadata(source.metadata, source.folder.name, name, source.method, folder, found, task)
-    docs = {
-        "plan.md": plan_page(name, source.folder.name, folder, found, choices),
-        "fingerprint.json": json.dumps(
-            {**found.to_json(), "sections": sections(folder), "patients": folder.patient_rule}, indent=1
-        )
-        + "\n",
-        "README.md": model_card(
-            name, source.folder.name, source.method, folder, found, task, train, sorted(configs), meta["references"][0]
-        ),
-        "data_license.txt": data_licence(folder),
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapt_", dir=target.parent) as scratch:
-        built = Path(scratch) / name
-        for part in ("configs", "docs", "models"):
-            (built / part).mkdir(parents=True)
-        for file, content in {**configs, "metadata": meta}.items():
-            (built / "configs" / f"{file}.json").write_text(config_text(content), encoding="utf-8")
-        for file, text in docs.items():
-            (built / "docs" / file).write_text(text, encoding="utf-8")
-        shutil.copyfile(source.folder / "configs" / "logging.conf", built / "configs" / "logging.conf")
-        shutil.copyfile(source.folder / "LICENSE", built / "LICENSE")
-        os.rename(built, target)
-
-
-def _adapted(config: Mapping[str, Any], settings: Mapping[str, Any], target: Path, name: str, method: str) -> dict:
-    """Return a configuration with the settings that it has a key for, found where it lies and without phantoms."""
-    content = copy.deepcopy(dict(config))
-    content.update({key: value for key, value in settings.items() if key in content})
-    content["bundle_root"] = _bundle_root(target, name)
-    content["data_dir"] = "$settings.own_data(@dataset_dir)"
-    content["imports"] = [line for line in content["imports"] if "demonstration_data" not in line]
-    content["imports"] += ["$import re", "$import sys"]
-    return _retitled(content, name, method)
-
-
-def _bundle_root(target: Path, name: str) -> str:
-    """Return the expression that finds the bundle: from inside, from where it was made, or by --config_file."""
-    here = os.path.relpath(target)
-    places = [".", f"bundles/{name}", *([here] if not here.startswith("..") and here != f"bundles/{name}" else [])]
-    listed = ", ".join(repr(place.replace(os.sep, "/")) for place in places)
-    given = r"""*(p for a in sys.argv for p in re.findall(r"([^'\"\[\],=]+)/configs/\w+\.json", a))"""
-    return (
-        f"$next((p for p in ({listed}, {given}) if os.path.isfile(os.path.join(p, 'configs', 'metadata.json'))), '.')"
-    )
-
-
-def _retitled(content: Any, name: str, method: str) -> Any:
-    """Return the content with this bundle's name in every title."""
-    if isinstance(content, list):
-        return [_retitled(item, name, method) for item in content]
-    if not isinstance(content, dict):
-        return content
-    titles = {key for key, value in content.items() if key.split("#")[-1] == "title" and ": " in str(value)}
-    return {
-        key: f"{method}, {name}: {str(value).split(': ', 1)[1]}" if key in titles else _retitled(value, name, method)
-        for key, value in content.items()
-    }
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -113,6 +114,11 @@ def fit_batch(choices: Sequence[Choice], found: Fingerprint, task: Task, bytes_a
     changed = {"batch_size": replace(settings["batch_size"], value=batch, reason=text)}
     changed.update({choice.key: choice for choice in _length(found, task, batch, choices)})
     return [changed.get(choice.key, choice) for choice in choices]
+
+
+def settings_of(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return key to value, copied."""
+    return {choice.key: copy.deepcopy(choice.value) for choice in choices}
 
 
 def cached_bytes(found: Fingerprint, task: Task, choices: Sequence[Choice]) -> int:
@@ -243,7 +249,9 @@ def _tile_geometry(found: Fingerprint, template: Template, task: Task) -> tuple[
 
 def _adjacent(step: float, num_slices: float) -> list[Choice]:
     near = step <= _FAR_NEIGHBOURS_MM and num_slices >= 3
-    text = f"slices lie {step:.3g} mm apart: " + ("neighbours are seen too" if near else "too far to tell of each other")
+    text = f"slices lie {step:.3g} mm apart: " + (
+        "neighbours are seen too" if near else "too far to tell of each other"
+    )
     return [Choice("num_adjacent_slices", int(near), text)]
 
 

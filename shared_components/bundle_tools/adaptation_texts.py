@@ -43,7 +43,7 @@ def metadata(
         copyright="Apache License 2.0 for the configurations; the data belong to their owner",
         data_source=f"own data: {folder.root.name}",
         data_type="PIL" if found.pictures else "nibabel",
-        image_classes=f"{found.num_channels} channel{'s' if found.num_channels > 1 else ''}: {', '.join(task.channels)}",
+        image_classes=f"channels: {', '.join(task.channels)}",
         label_classes=f"single channel: {listed}",
         pred_classes=f"{len(classes) + 1} channels of probability: {', '.join(['background', *classes])}",
         eval_metrics={},
@@ -66,19 +66,19 @@ def metadata(
     return meta
 
 
-def plan_page(
-    name: str, source_name: str, folder: CaseFolder, found: Fingerprint, choices: Sequence[Choice]
-) -> str:
+def plan_page(name: str, source_name: str, folder: CaseFolder, found: Fingerprint, choices: Sequence[Choice]) -> str:
     """Return ``docs/plan.md``: what was measured, and every setting with its reason."""
     rows = [f"| `{c.key}` | `{_code(c.value)}` | {_cell(c.reason)} |" for c in choices]
     parts = {section: len(ids) for section, ids in sections(folder).items()}
     shared = overlapping(sections(folder))
-    warning = f"\n**{shared} repeats the training cases, for want of patients: its scores mean nothing.**\n" if shared else ""
+    warning = (
+        f"\n**{shared} repeats the training cases, for want of patients: its scores mean nothing.**\n" if shared else ""
+    )
     return f"""# How {name} was derived
 
-`adapt_bundle` measured {found.num_cases} cases of `{folder.root.name}` (layout "{found.layout}") and set the keys below in
-`configs/train.json`, and in `configs/inference.json` where it has them. Everything else is as in {source_name}. Every key can be
-changed there, or on the command line.
+`adapt_bundle` measured {found.num_cases} cases of `{folder.root.name}` (layout "{found.layout}") and set the keys
+below in `configs/train.json`, and in `configs/inference.json` where it has them. Everything else is as in
+{source_name}. Every key can be changed there, or on the command line.
 
 ## What was measured
 
@@ -101,8 +101,12 @@ All figures: `docs/fingerprint.json`.
 def fingerprint_table(found: Fingerprint) -> str:
     """Return the fingerprint as a Markdown table."""
     axes = ("columns", "rows") if found.pictures else ("left-right", "posterior-anterior", "inferior-superior")
-    sizes = "; ".join(f"{axis} {low:g} to {high:g}, median {mid:g}" for axis, (low, mid, high) in zip(axes, found.sizes))
-    steps = "; ".join(f"{axis} {low:.3g} to {high:.3g}, median {mid:.3g}" for axis, (low, mid, high) in zip(axes, found.spacings))
+    sizes = "; ".join(
+        f"{axis} {low:g} to {high:g}, median {mid:g}" for axis, (low, mid, high) in zip(axes, found.sizes)
+    )
+    steps = "; ".join(
+        f"{axis} {low:.3g} to {high:.3g}, median {mid:.3g}" for axis, (low, mid, high) in zip(axes, found.spacings)
+    )
     lines = {
         "cases": f"{found.num_cases}, {found.num_labelled} with a label",
         "size (pixels)" if found.pictures else "size (voxels)": sizes,
@@ -142,55 +146,61 @@ def model_card(
     parts = sections(folder)
     shared = overlapping(parts)
     repeated = f" The {shared} part repeats the training cases, so its scores mean nothing." if shared else ""
+    patients = task.patient_rule or "every case is one"
     overlays = [f"* `{key}.json`: {text}." for key, text in _OVERLAYS.items() if key in configs]
     run, path = "python -m monai.bundle run --config_file", f"{name}/configs"
+    several = "torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run --config_file"
+    given = f"--ckpt_file {name}/models/model.pt --meta_file {path}/metadata.json --config_file {path}/inference.json"
+    export = f"python -m monai.bundle ckpt_export --net_id network_def --filepath model.ts {given}"
     evaluate = f"\"['{path}/train.json','{path}/evaluate.json']\""
     return f"""# {name}
 
 ## Overview
 
-Segments {classes} in {_what(found)}, by {method}: {source_name} of Diffusion Bundles for MONAI with settings that `adapt_bundle`
-derived from the data. What was measured and why each setting is what it is: `docs/plan.md`.
+Segments {classes} in {_what(found)}, by {method}: {source_name} of Diffusion Bundles for MONAI with settings that
+`adapt_bundle` derived from the data. What was measured and why each setting is what it is: `docs/plan.md`.
 
 Research only; not a medical device. **There are no weights yet**: train first.
 
 ## Data
 
-{found.num_cases} cases of `{folder.root.name}`: {len(parts["train"])} to train, {len(parts["validation"])} to validate and
-{len(parts["test"])} to test ({task.split_source}; patients: {task.patient_rule or "every case is one"}).{repeated} Their licence:
+{found.num_cases} cases of `{folder.root.name}`: {len(parts["train"])} to train, {len(parts["validation"])} to
+validate and {len(parts["test"])} to test ({task.split_source}; patients: {patients}).{repeated} Their licence:
 `docs/data_license.txt`.
 
 ## Training configuration
 
-`configs/train.json`: {train["max_epochs"]} epochs, batches of {train["batch_size"]}, learning rate {train["learning_rate"]}, seed
-{train["seed"]}. `--fold 1` and so on validate on other patients.
+`configs/train.json`: {train["max_epochs"]} epochs, batches of {train["batch_size"]}, learning rate
+{train["learning_rate"]}, seed {train["seed"]}. `--fold 1` and so on validate on other patients.
 
 ## Input
 
-{found.num_channels} channel{"s" if found.num_channels > 1 else ""}: {", ".join(task.channels)}. Preparation is part of the bundle.
+{found.num_channels} channel{"s" if found.num_channels > 1 else ""}: {", ".join(task.channels)}. Preparation is part
+of the bundle.
 
 ## Output
 
-Probabilities of background, {classes}. `inference.json` writes label maps with the class numbers of `configs/metadata.json`, the
-uncertainty, and an overlay of each case.
+Probabilities of background, {classes}. `inference.json` writes label maps with the class numbers of
+`configs/metadata.json`, the uncertainty, and an overlay of each case.
 
 ## Performance
 
-Not measured yet. `evaluate.json` writes Dice, distances, calibration (ECE) and how well the uncertainty finds errors (AUROC) of the
-test cases to `output/{folder.root.name}/evaluation`, with a page to look at.
+Not measured yet. `evaluate.json` writes Dice, distances, calibration (ECE) and how well the uncertainty finds errors
+(AUROC) of the test cases to `output/{folder.root.name}/evaluation`, with a page to look at.
 
 ## Commands
 
-From the folder that holds `{name}`; from inside it with `configs/...`; from elsewhere with the path, or with `--bundle_root`.
+From the folder that holds `{name}`; from inside it with `configs/...`; from elsewhere with the path, or with
+`--bundle_root`.
 
 ```bash
 {run} {path}/train.json --dataset_dir DATA
 {run} {path}/train.json --dataset_dir DATA --resume True
-torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run --config_file "['{path}/train.json','{path}/multi_gpu_train.json']" --dataset_dir DATA
+{several} "['{path}/train.json','{path}/multi_gpu_train.json']" --dataset_dir DATA
 cp {name}/output/DATA/model.pt {name}/models/model.pt
 {run} {evaluate} --dataset_dir DATA
 {run} {path}/inference.json --dataset_dir IMAGES --output_dir out
-python -m monai.bundle ckpt_export --net_id network_def --filepath model.ts --ckpt_file {name}/models/model.pt --meta_file {path}/metadata.json --config_file {path}/inference.json
+{export}
 python -m shared_components export_bundle --bundle {name} --output dist/{name}
 monailabel start_server --app apps/monaibundle --studies STUDIES --conf models {name} --conf zoo_source ngc
 ```
@@ -220,8 +230,8 @@ def data_licence(folder: CaseFolder) -> str:
     said = f"dataset.json states the licence: {licence}." if licence else "Nothing in the folder states a licence."
     return (
         f"Data set: {folder.root.name}\n{said}\n"
-        "Weights that are trained on these data, and the pictures of a report, may be used and passed on only as the owner of\n"
-        "the data allows. Complete this note before the bundle leaves your hands.\n"
+        "Weights that are trained on these data, and the pictures of a report, may be used and passed on only as the\n"
+        "owner of the data allows. Complete this note before the bundle leaves your hands.\n"
     )
 
 

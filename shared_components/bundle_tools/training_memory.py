@@ -30,7 +30,9 @@ def bytes_a_pixel(parser: ConfigParser) -> float:
         return tensor
 
     held = []  # so that no address is used twice
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: held.append(tensor) or keep(tensor), lambda kept: kept):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: held.append(tensor) or keep(tensor), lambda kept: kept
+    ):
         held.append(_forward(network, condition_channels))
     return _MORE_THAN_ACTIVATIONS * sum(seen.values()) / _SIDE**2
 

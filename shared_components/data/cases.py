@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shared_components.data.aperio import looks_like_aperio
+from shared_components.data.case_folder import Case, CaseFolder, Finding
 from shared_components.data.columns import Columns, case_folders, channel_folders, masks_by_class
 from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
 from shared_components.data.files import (
@@ -34,89 +35,6 @@ LOOKED_FOR = (
 )
 _LABEL_FOLDERS = ("labels", "masks", "mask")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing about a case or the folder that is wrong (``level`` "error"), worth knowing ("warning") or good to know
-    ("note").
-
-    ``case`` is empty for what concerns the whole folder; ``kind`` is a short stable word for programs.
-    """
-
-    level: str
-    case: str
-    file: str
-    message: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A case: its image files (one, or one a channel; none if only a label was found) and its label file.
-
-    ``masks`` stands in for the label where there is a mask file for each class, ``None`` where a case lacks one.
-    ``named`` says that other cases' files have the same names, so that results are to be called by the id.
-    """
-
-    id: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    masks: tuple[Path | None, ...] = ()
-    named: bool = False
-
-    def datalist_item(self) -> dict[str, str | list[str]]:
-        """Return the case as an entry of a MONAI datalist; "image" is a list for one file a channel."""
-        paths = [str(path) for path in self.images]
-        item: dict[str, str | list[str]] = {"image": paths[0] if len(paths) == 1 else paths}
-        if self.label is not None:
-            item["label"] = str(self.label)
-        elif any(self.masks):
-            item["label"] = [str(path or "") for path in self.masks]
-        return {**item, "case": self.id} if self.named else item
-
-
-@dataclass
-class CaseFolder:
-    """What `find_cases` understood of a folder.
-
-    Attributes:
-        root: absolute path of the folder.
-        layout: "msd", "nnunet", "manifest", "paired", "channel folders", "case folders" or "images".
-        channels: names of the image channels.
-        label_names: name to value, without the background; empty if no ``dataset.json`` says.
-        cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
-        unlabelled: the cases of ``imagesTs``.
-        split: sections of ``split.json`` or of the manifest, or ``None``.
-        problems: what is missing, ambiguous or unused.
-        channels_named: the user, ``dataset.json`` or the manifest says how many channels there are.
-        label_column: the manifest's column of labels, or ``None``.
-        groups: case id to patient, for cases that must stay in one section.
-        patient_rule: what says so, for people; empty if every case is taken for a patient of its own.
-        patient_pattern: the pattern that says so, if one does (`shared_components.data.split.group_patients`).
-        fold, num_folds: which part of what is not tested validates (`shared_components.data.split.sections`).
-    """
-
-    root: Path
-    layout: str
-    channels: tuple[str, ...]
-    label_names: dict[str, int]
-    cases: list[Case]
-    unlabelled: list[Case] = field(default_factory=list)
-    split: dict[str, list[str]] | None = None
-    problems: list[Finding] = field(default_factory=list)
-    channels_named: bool = True
-    label_column: str | None = None
-    groups: dict[str, str] = field(default_factory=dict)
-    patient_rule: str = ""
-    patient_pattern: str | None = None
-    fold: int | None = None
-    num_folds: int = 5
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the layout has labels at all."""
-        return self.layout != "images" and (self.layout != "manifest" or self.label_column is not None)
 
 
 def find_cases(

@@ -44,7 +44,7 @@ class Columns:
 
 
 def channel_folders(root: Path, channels: Channels, label_column: str | None) -> Columns | None:
-    """Understand ``flair/``, ``t1c/`` and ``seg/`` of equally named files, a folder a channel; ``None`` if it is not so.
+    """Understand ``flair/``, ``t1c/`` and ``seg/`` of equally named files, a folder a channel; else ``None``.
 
     The label's folder is ``label_column``, else the first of `LABEL_FOLDERS` that is there. The others are the channels
     that share a name with it, or those that ``channels`` names.
@@ -61,7 +61,7 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
     labels = dict(without_label_suffix(list(inside[label].items()), every_stem))
     others = [name for name, files in inside.items() if name != label and set(files) & set(labels)]
     images = list(named) if set(named) <= set(inside) and named else _without_other_labels(others, label_column)
-    if not images:
+    if not images or not set.intersection(*(set(inside[name]) for name in images)):
         return None
     cases = sorted({stem for name in images for stem in inside[name]} | set(labels))
     rows = [Row(case, tuple(inside[name].get(case) for name in images), labels.get(case)) for case in cases]
@@ -70,7 +70,7 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
 
 
 def case_folders(root: Path, channels: Channels, label_column: str | None) -> Columns | None:
-    """Understand a folder a case, such as ``patient_1/`` with ``ct.nii.gz`` and ``seg.nii.gz``; ``None`` if it is not so.
+    """Understand a folder a case, such as ``patient_1/`` with ``ct.nii.gz`` and ``seg.nii.gz``; else ``None``.
 
     A column is a file's name without its suffix and without the folder's name before it (``BraTS_1/BraTS_1_flair`` is
     "flair"). The label's is ``label_column``, else the first whose name says so; or a folder ``segmentations/``,
@@ -104,7 +104,7 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
 
 
 def masks_by_class(label_dir: Path) -> tuple[tuple[str, ...], dict[str, tuple[Path | None, ...]]] | None:
-    """Understand ``masks/liver/``, ``masks/spleen/`` of files named as the images: classes, and case id to their files."""
+    """Understand ``masks/liver/``, ``masks/spleen/`` of files named as images: classes, and case id to their files."""
     if images_by_stem(label_dir):
         return None
     inside = {child.name: dict(images_by_stem(child)) for child in _folders(label_dir)}
@@ -150,7 +150,9 @@ def _image_columns(
 ) -> list[str]:
     if missing := [name for name in named if name not in counts]:
         if len(missing) < len(named):
-            raise InputError(f"{root}: no file '{missing[0]}' in any case's folder; there are {', '.join(sorted(counts))}")
+            raise InputError(
+                f"{root}: no file '{missing[0]}' in any case's folder; there are {', '.join(sorted(counts))}"
+            )
         return []
     others = [column for column in sorted(counts) if column != label and not _LABEL_FILE.match(column)]
     return list(named) or [c for c in others if 2 * counts[c] > num_cases and not _NO_IMAGE.match(c)]
@@ -167,7 +169,5 @@ def _label_names(inside: Mapping[Path, Mapping[str, Path]]) -> dict[str, int]:
     return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
-def _manifest(
-    root: Path, images: Sequence[str], label: str | None, rest: tuple[str, ...], rows: list[Row]
-) -> Manifest:
+def _manifest(root: Path, images: Sequence[str], label: str | None, rest: tuple[str, ...], rows: list[Row]) -> Manifest:
     return Manifest(root, tuple(images), label, rest, rows, None, {}, [])

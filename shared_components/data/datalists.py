@@ -21,7 +21,7 @@ from shared_components.data.check import (
     usual_spatial_dims,
 )
 from shared_components.data.dataset_json import SECTIONS
-from shared_components.data.split import find_leaks, group_patients, overlapping, sections
+from shared_components.data.split import choose_split, find_leaks, overlapping, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -98,14 +98,14 @@ def datalist(
         cases, findings = _checked_images(folder, num_channels, **options)
     else:
         _refuse_without_labels(folder)
-        folder.fold, folder.num_folds = fold, num_folds
-        if patient_pattern is not None:
-            group_patients(folder, patient_pattern)
+        choose_split(folder, fold, num_folds, patient_pattern)
         _refuse_folder(folder, label_conflicts(folder, labels) + _errors(find_leaks(folder)))
         parts = sections(folder)
         ids = parts[section]
         if section == "train" and (shared := overlapping(parts)):
-            logger.warning("%s: one patient to train on: %s holds the same, its scores mean nothing", dataset_dir, shared)
+            logger.warning(
+                "%s: one patient to train on: %s holds the same, its scores mean nothing", dataset_dir, shared
+            )
         cases = [case for case in folder.cases if case.id in set(ids)]
         findings = check_cases(folder, cases, labels, num_channels, **options)
         findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]

@@ -69,8 +69,8 @@ def _check_positions(itk: Any, files: list[str]) -> None:
         if abs(step - usual) > _TOLERANCE * usual:
             missing = max(1, round(step / usual) - 1)
             raise UnusableImage(
-                f"gap between the slices at {place:.4g} and {following:.4g} mm, which otherwise lie {usual:.4g} mm apart: "
-                f"about {missing} missing; add what is missing or export the series again",
+                f"gap between the slices at {place:.4g} and {following:.4g} mm, which otherwise lie {usual:.4g} mm "
+                f"apart: about {missing} missing; add what is missing or export the series again",
                 "series_gap",
             )
 

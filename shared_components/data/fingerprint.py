@@ -372,4 +372,3 @@ def _classes(cases: Sequence[Counter[int]], num_voxels: int) -> tuple[LabelClass
         for value in sorted(total)
         if value > 0
     )
-

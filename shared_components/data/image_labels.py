@@ -18,7 +18,7 @@ from shared_components.data.dataset_json import SECTIONS
 from shared_components.data.files import images_by_stem
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.slice_transforms import object_pixels
-from shared_components.data.split import find_leaks, sections
+from shared_components.data.split import choose_split, find_leaks, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,9 @@ def slice_list(
     label_column: str | None = None,
     min_pixels: int = 1,
     skip_bad: bool = False,
+    fold: int | None = None,
+    num_folds: int = 5,
+    patient_pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """List the slices of a section for a MONAI dataset, after checking every image.
 
@@ -110,6 +113,7 @@ def slice_list(
         min_pixels: of the object, from which on a mask makes a slice positive. Slices with fewer, but some, are left
             out of training and count as negative elsewhere.
         skip_bad: leave out slices with errors, with a warning, instead of refusing the section.
+        fold, num_folds, patient_pattern: of `shared_components.data.datalists.datalist`.
 
     Returns:
         ``[{"image": path or paths, "class": 0 or 1, "patient": name}, ...]`` sorted by id, with ``"label": path`` where
@@ -125,6 +129,7 @@ def slice_list(
     folder = found.folder
     if usual_spatial_dims(folder.cases) == 3:
         raise InputError(f"{folder.root}: volumes; make slices of them by python -m shared_components prepare_slices")
+    choose_split(folder, fold, num_folds, patient_pattern)
     _refuse(folder, [finding for finding in find_leaks(folder) if finding.level == "error"])
     chosen = set(sections(folder)[section])
     cases = _usable(folder, [case for case in folder.cases if case.id in chosen], channels, skip_bad)

@@ -29,13 +29,13 @@ def sections(folder: CaseFolder) -> dict[str, list[str]]:
     With a ``split.json``, or a manifest's own split, its sections hold. Without one, every fifth case of the sorted
     ids is "test" (the fifth, the tenth, ...; the last one if there are fewer than five). A "validation" section that
     is not given is every eighth of the sorted "train" ids (the last one if there are fewer than eight), which
-    "train" then leaves out. Where a manifest names the patients, patients are counted instead of cases, in the order
-    of their first case, so that none lies in two sections. Nothing is drawn at random, so the sections of a folder are
-    always the same. They contain incomplete cases too, so that mending or leaving out a case moves no other case to
+    "train" then leaves out. Where patients are named (`group_patients`, a manifest), they are counted instead of
+    cases, in the order of their first case, so that none lies in two sections. Nothing is drawn at random, so the
+    sections of a folder are always the same. They contain incomplete cases too, so that mending or leaving out a case moves no other case to
     another section.
 
-    With ``folder.fold``, what is not "test" is dealt to ``folder.num_folds`` parts of whole patients, in an order that a
-    constant seed gives: part ``fold`` is "validation", the rest "train"; a "validation" that is given is dealt again.
+    With ``folder.fold``, what is not "test" is dealt to ``folder.num_folds`` parts of whole patients, in an order that
+    a constant seed gives: part ``fold`` is "validation", the rest "train"; a "validation" that is given is dealt again.
     Every patient is thus in "validation" in one of the folds. Where there are fewer patients than folds, each is a part
     of its own, and a single one both trains and validates (and tests, if it is all there is): `overlapping` says so.
 
@@ -85,6 +85,17 @@ def group_patients(folder: CaseFolder, patient_pattern: str) -> None:
         )
     folder.groups = {case: match.group(1 if pattern.groups else 0) for case, match in found.items()}
     folder.patient_rule, folder.patient_pattern = f"case ids, by {patient_pattern}", patient_pattern
+
+
+def choose_split(folder: CaseFolder, fold: int | None, num_folds: int, patient_pattern: str | None) -> None:
+    """Set how a folder is divided, as the keys of a training configuration say: `sections` and `group_patients`.
+
+    Raises:
+        InputError: as `group_patients`.
+    """
+    folder.fold, folder.num_folds = fold, num_folds
+    if patient_pattern is not None:
+        group_patients(folder, patient_pattern)
 
 
 def guess_patient_pattern(ids: Sequence[str]) -> str | None:

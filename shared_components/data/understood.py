@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared_components.data.cases import CaseFolder
-from shared_components.data.split import overlapping, sections
+from shared_components.data.split import guess_patient_pattern, overlapping, sections
 
 _SHOWN = 12
 
@@ -29,6 +29,8 @@ def overview(folder: CaseFolder) -> dict[str, str]:
         told["split"] = f"{counts} ({split_source(folder)})" + (f"; {shared} repeats train" if shared else "")
         if folder.groups:
             told["patients"] = f"{len(set(folder.groups.values()))} ({folder.patient_rule})"
+        elif pattern := guess_patient_pattern([case.id for case in folder.cases]):
+            told["patients"] = f"each case is one; their ids look like fewer, by patient_pattern {pattern}"
     return told
 
 

@@ -79,8 +79,8 @@ def open_volume(
 ) -> Iterator[Volume]:
     """Open an image for one pass over its voxels.
 
-    NIfTI is read as a stream; a folder as a DICOM series (`read_series`); pictures by `read_picture`, a label's annotation by `read_annotation` and the other
-    formats by ITK, one whole file at a time.
+    NIfTI is read as a stream; pictures by `read_picture`, a label's annotation by `read_annotation`, a folder as a
+    DICOM series by `read_series` and the other formats by ITK, one whole file at a time.
 
     Args:
         path: the file.

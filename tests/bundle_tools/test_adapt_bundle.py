@@ -100,7 +100,8 @@ def test_training_and_inference_have_one_network_of_the_datas_channels_and_class
     assert shapes[0] == shapes[1]
     metadata = read(adapted, "metadata")["network_data_format"]
     assert networks[0].num_classes == metadata["outputs"]["pred"]["num_channels"]
-    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if "hippo" in adapted.name or "brats" in adapted.name else "lesion")  # fmt: skip
+    of_volumes = "hippo" in adapted.name or "brats" in adapted.name
+    assert metadata["outputs"]["pred"]["channel_def"]["1"] == ("organ" if of_volumes else "lesion")
 
 
 def test_a_case_comes_out_of_the_preparation_as_the_plan_says(adapted: Path, volumes: Path, pictures: Path) -> None:
@@ -144,8 +145,16 @@ def test_it_is_found_by_the_configurations_path_from_anywhere(
 @pytest.mark.parametrize(
     ("bundle", "data", "said"),
     [
-        ("cdal_hippocampus", "pictures", "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m"),
-        ("cdal_monuseg", "volumes", "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd"),
+        (
+            "cdal_hippocampus",
+            "pictures",
+            "segments volumes, the folder holds pictures; adapt one of cdal_lung_cxr, cdal_m",
+        ),
+        (
+            "cdal_monuseg",
+            "volumes",
+            "segments pictures, the folder holds volumes; adapt one of cdal_hippocampus, medsegd",
+        ),
         ("cdm_brats", "pictures", "learns from image-level labels"),
         ("adaptdiff_octa", "pictures", "run_stages"),
         ("segguided_breast_mri", "pictures", "makes images of label maps"),
@@ -196,3 +205,20 @@ def test_the_command_shows_the_folder_and_the_place_of_the_bundle(
     assert nibabel.load(volumes / "labels" / "p0.nii.gz").get_fdata().max() == 7  # the data are as they were
     with pytest.raises(InputError, match="--from is missing"):
         main(["adapt_bundle", "--dataset_dir", str(volumes), "--name", "mine"])
+
+
+SPLITTING = [
+    path.parent.parent
+    for path in sorted(REPOSITORY.glob("bundles/*/configs/train.json"))
+    if path.parts[-3] != "adaptdiff_octa"  # its stages must share their sections
+]
+
+
+@pytest.mark.parametrize("bundle", SPLITTING, ids=lambda path: path.name)
+def test_every_training_can_validate_on_another_part_of_the_patients(bundle: Path) -> None:
+    train = read(bundle, "train")
+    assert (train["fold"], train["num_folds"], train["patient_pattern"]) == (None, 5, None)
+    for name in ("train", "evaluate"):
+        text = (bundle / "configs" / f"{name}.json").read_text(encoding="utf-8")
+        calls = text.count("make_datalist(") + text.count("slice_list(")
+        assert calls and text.count("**@split)") == calls

@@ -43,7 +43,10 @@ def test_channels_of_a_case_are_named_by_their_files_without_the_case(tmp_path):
         save(tmp_path / case / "brainmask.nii.gz", some_label())
     assert find_cases(tmp_path).channels == ("flair", "t1")
     chosen = find_cases(tmp_path, ["t1"])
-    assert [[path.name for path in case.images] for case in chosen.cases] == [["BraTS_1_t1.nii.gz"], ["BraTS_2_t1.nii.gz"]]
+    assert [[path.name for path in case.images] for case in chosen.cases] == [
+        ["BraTS_1_t1.nii.gz"],
+        ["BraTS_2_t1.nii.gz"],
+    ]
     (tmp_path / "BraTS_2" / "BraTS_2_flair.nii.gz").unlink()
     (problem,) = find_cases(tmp_path, ["flair", "t1"]).problems
     assert (problem.case, problem.kind) == ("BraTS_2", "missing_channel")

@@ -195,3 +195,17 @@ def test_a_prediction_comes_back_to_the_pictures_grid_and_is_written_as_the_pict
     assert written.shape == shape and np.array_equal(written.T > 0, result["pred"][0].numpy() > 0)
     truth = np.asarray(Image.open(mask)) > 0
     assert 2 * (truth & (written > 0)).sum() / (truth.sum() + (written > 0).sum()) == pytest.approx(dice, abs=1e-5)
+
+
+def test_stored_values_become_class_numbers_and_all_others_background(tmp_path):
+    label = np.array([[[0, 3, 7]], [[9, 7, 3]]], np.uint8)
+    file = save(tmp_path / "a.nii.gz", label)
+    loaded = LoadLabelMapd("label", labels=[3, 7, 9], stored_values=[[7], [3, 9]])({"label": str(file)})["label"]
+    assert np.array_equal(np.asarray(loaded)[0], [[[0, 2, 1]], [[2, 1, 2]]])
+
+
+def test_the_entry_case_names_what_is_loaded(tmp_path):
+    file = save(tmp_path / "p1" / "image.nii.gz", some_image())
+    image = LoadImageChannelsd("image", 1)({"image": str(file), "case": "p1"})["image"]
+    assert image.meta["filename_or_obj"] == str(tmp_path / "p1" / "p1.nii.gz")
+    assert LoadImageChannelsd("image", 1)({"image": str(file)})["image"].meta["filename_or_obj"] == str(file)

@@ -6,9 +6,9 @@ import gzip
 import json
 import shutil
 
-from shared_components.data.cases import find_cases
 import pytest
 
+from shared_components.data.cases import find_cases
 from shared_components.data.datalists import datalist
 from shared_components.data.split import find_leaks, group_patients, guess_patient_pattern, overlapping, sections
 from shared_components.errors import InputError
@@ -54,9 +54,7 @@ def test_real_split_follows_the_rule(real_data):
 
 def test_a_case_in_two_sections_leaks(tmp_path):
     msd_folder(tmp_path, case_names(3))
-    (tmp_path / "split.json").write_text(
-        '{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}'
-    )
+    (tmp_path / "split.json").write_text('{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}')
     (leak,) = find_leaks(find_cases(tmp_path))
     assert (leak.level, leak.case, leak.kind) == ("error", "case_01", "leak")
     assert "'train' and in 'test'" in leak.message

@@ -1,4 +1,4 @@
-"""From a folder that no bundle was written for to an evaluation report, as typed: adapt, train, evaluate, infer, export."""
+"""From a folder that no bundle was written for to an evaluation report, as typed: adapt, train, evaluate, infer."""
 
 from __future__ import annotations
 
