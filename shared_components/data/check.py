@@ -198,7 +198,8 @@ class _CaseCheck:
         found = " and ".join(f"{count} {name}" for count, name in counts if count)
         channel, index = scan.first_bad
         where = f"channel {channel}, voxel {index}" if len(scan.ranges) > 1 else f"voxel {index}"
-        self._add("error", path, f"{found} voxels, the first at {where}; replace them by numbers", kind)
+        remedy = "replace them by numbers" + (", or by check_data --fill_nonfinite true" if kind == "nonfinite" else "")
+        self._add("error", path, f"{found} voxels, the first at {where}; {remedy}", kind)
 
     def _add(self, level: str, path: Path, message: str, kind: str) -> None:
         self.findings.append(Finding(level, self.case.id, str(path), message, kind))

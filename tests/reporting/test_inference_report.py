@@ -18,7 +18,7 @@ def test_volume_and_uncertainty_by_hand():
     uncertainty[0, :5, :5, :2], uncertainty[0, 0, 0, 9] = 0.25, 0.9
     row = describe_case(MetaTensor(labels, affine=affine), uncertainty, {"core": 1, "shell": 2, "rim": 3})
     assert row["size"] == "10x10x10"
-    assert (row["volume_ml_core"], row["volume_ml_shell"], row["volume_ml_rim"]) == (1.0, 1.0, 0.0)  # 50 voxels of 20 mm3
+    assert (row["volume_ml_core"], row["volume_ml_shell"], row["volume_ml_rim"]) == (1, 1, 0)  # 50 voxels of 20 mm3
     assert row["uncertainty_in_foreground"] == pytest.approx(0.125)
     assert row["uncertain_share"] == pytest.approx(0.001)
 
