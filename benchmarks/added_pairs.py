@@ -61,7 +61,7 @@ CROP = {
     "neg": 1,
     "num_samples": 1,
 }
-# for minutes of one core: the bundle's data, loss, moving average and evaluation, a network that learns in 150 steps
+# for minutes of one core: the bundle's data, loss, moving average and evaluation, a network that learns in minutes
 RECIPE: dict[str, Any] = {
     "batch_size": BATCH_SIZE,
     "learning_rate": 0.005,
@@ -327,9 +327,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=["real", "generated", "synthesisers"], help="a part of the work")
     parser.add_argument("--pairs", type=int, default=12, help="generated pairs that are added")
     parser.add_argument("--seeds", type=int, default=3, help="segmenters of every kind")
-    parser.add_argument("--synthesiser_steps", type=int, default=120)
-    parser.add_argument("--segmenter_steps", type=int, default=150)
-    parser.add_argument("--num_inference_steps", type=int, default=6, help="of the generation")
+    parser.add_argument("--synthesiser_steps", type=int, default=300)
+    parser.add_argument("--segmenter_steps", type=int, default=600)
+    parser.add_argument("--num_inference_steps", type=int, default=10, help="of the generation")
     parser.add_argument("--sampler", default="dpm_solver++", help="of the generation")
     chosen = parser.parse_args(argv)
     chosen.counts = [int(item) for item in chosen.counts.split(",")]
