@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.networks.layers import GaussianFilter
 from skimage.filters import threshold_otsu
 
 from shared_components.diffusion.saliency_masks import SaliencyMask, otsu_threshold
