@@ -3,7 +3,7 @@
 from typing import Optional, Tuple
 
 import torch
-from monai.networks.layers import GaussianFilter
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
 from shared_components.errors import InputError
@@ -56,7 +56,9 @@ class SaliencyMask(nn.Module):
         self.threshold = threshold
         self.level = level
         self.body_level = body_level
-        self.smooth: nn.Module = GaussianFilter(2, smoothing) if smoothing > 0 else nn.Identity()
+        # not MONAI's GaussianFilter, whose width is a parameter: weights would fit networks of the same smoothing only
+        kernel = gaussian_1d(torch.tensor(float(smoothing)), truncated=4.0) if smoothing > 0 else None
+        self.register_buffer("kernel", kernel, persistent=False)
 
     def scaled(self, saliency: Tensor, image: Tensor) -> Tuple[Tensor, Tensor]:
         """Return the maps scaled to [0, 1], (N, 1, H, W), and where the body is, the same shape, bool.
@@ -69,7 +71,9 @@ class SaliencyMask(nn.Module):
             saliency = saliency.abs()
         elif self.polarity == "dark":
             saliency = -saliency
-        saliency = self.smooth(saliency.float())
+        saliency = saliency.float()
+        if self.kernel is not None:
+            saliency = separable_filtering(saliency, [self.kernel, self.kernel])
         body = torch.ones_like(saliency, dtype=torch.bool)
         if self.body_level is not None:
             body = (image > self.body_level).any(dim=1, keepdim=True)

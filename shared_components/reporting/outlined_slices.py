@@ -137,6 +137,6 @@ def _train(
         train_data_loader=DataLoader(dataset, batch_size=batch_size, sampler=sampler),
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), learning_rate),
-        loss_function=DiceCELoss(sigmoid=True),
+        loss_function=DiceCELoss(sigmoid=True, batch=True),  # by batch: an empty mask alone has no Dice to speak of
         decollate=False,
     ).run()

@@ -10,6 +10,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.networks.utils import eval_mode
 from torch import nn
 
 from shared_components.reporting.files import case_file, case_name, claim_outputs
@@ -62,7 +63,8 @@ class WeakMetrics:
         """Score the slices of one iteration."""
         seconds = (time.perf_counter() - self._since) / max(len(engine.state.output), 1)
         for case, loaded in zip(engine.state.output, engine.state.batch):
-            with torch.no_grad():
+            # the evaluator has left the mode in which batch statistics are not learnt
+            with eval_mode(self.network):
                 image = torch.as_tensor(case["image"])[None].to(engine.state.device)
                 positive = float(self.network.positive_probability(image))
             mask = loaded.get("label")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.networks.layers import GaussianFilter
 from skimage.filters import threshold_otsu
 
 from shared_components.diffusion.saliency_masks import SaliencyMask, otsu_threshold
@@ -106,3 +107,13 @@ def test_mistakes_are_told():
     ):
         with pytest.raises(InputError, match=text):
             SaliencyMask(**options)
+
+
+def test_smoothing_is_no_part_of_the_weights():
+    """MONAI's filter smooths the same, but has its width among the parameters."""
+    saliency = torch.randn(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    mask = SaliencyMask(smoothing=1.5)
+    assert not mask.state_dict() and not list(mask.parameters())
+    smooth = GaussianFilter(2, 1.5)(saliency)
+    expected, _ = SaliencyMask().scaled(smooth, saliency)
+    assert torch.allclose(mask.scaled(saliency, saliency)[0], expected, atol=1e-5)

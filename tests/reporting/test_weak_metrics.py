@@ -8,12 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 from monai.transforms import KeepLargestConnectedComponent
+from torch import nn
 
 from shared_components.diffusion.saliency_network import SaliencyNetwork
 from shared_components.errors import InputError
 from shared_components.reporting.compare_methods import compare_methods
+from shared_components.reporting.weak_handler import WeakMetrics
 from shared_components.reporting.weak_metrics import (
     MEANINGS,
     hausdorff_distances,
@@ -116,3 +119,33 @@ def test_all_methods_in_one_table(tmp_path):
     assert (tmp_path / "out" / "methods.md").read_text().startswith("| method | slices |")
     with pytest.raises(InputError, match="methods.csv is there already"):
         compare_methods({"right": Bright()}, loader, lambda case: case, tmp_path / "out")
+
+
+class NormedGate(nn.Module):
+    """Has running statistics, as the bundles' gate does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        total = self.norm(x).sum((1, 2, 3))
+        return torch.stack([-total, total], 1)
+
+
+def test_asking_the_gate_does_not_change_it(tmp_path):
+    """Between the iterations of an evaluator its network is in train mode again."""
+    network = Bright().train()
+    network.gate = NormedGate()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    image = tensor(square(2, 5)) - 0.01
+    case = {"image": image, "pred": torch.cat([1 - image, image]), "class": 1, "patient": "a", "label": image}
+    engine = Engine(lambda engine, batch: [case])
+    engine.state.device = torch.device("cpu")
+    WeakMetrics(tmp_path, network).attach(engine)
+    engine.run([[case], [case]])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network.eval()
+    with open(tmp_path / "weak_per_slice.csv", newline="") as file:
+        found = [float(row["positive"]) for row in csv.DictReader(file)]
+    assert found == pytest.approx([float(network.positive_probability(image[None]))] * 2) and found[0] > 0.99

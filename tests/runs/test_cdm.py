@@ -84,6 +84,15 @@ def test_all_methods_are_compared(trained, slices, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bundle", [BUNDLE, "cdm_abdomen"])
+def test_a_plain_network_is_trained_on_few_outlines(bundle, slices, tmp_path):
+    few = {"outlined#counts": [1, 2], "outlined#repeats": 1, "outlined#steps": 2}
+    options = {**TINY_NETWORK, **LABELS, **few, "dataset_dir": slices, "output_dir": tmp_path}
+    run_bundle(*config_of(bundle, "train", "outlined"), **options).check_done()
+    assert [row["outlined"] for row in table(tmp_path / "outlined" / "outlined_slices.csv")] == ["1", "2"]
+
+
+@pytest.mark.slow
 def test_slices_and_volumes_are_predicted_on_their_own_grids(trained, slices, tmp_path):
     volume = np.stack([np.asarray(Image.open(file)) for file in sorted((slices / "images").iterdir())[:3]], axis=-1)
     affine = np.diag([2.0, -1.5, 4.0, 1.0])
