@@ -51,8 +51,9 @@ class SynthesisMetrics:
     * Faithfulness: Dice of a segmenter's result on the generated image with the given label map, for each class; and,
       as the ceiling, on the real image of the same map (Konz et al. 2024).
     * Realism: FID and MMD (linear kernel, as MONAI's) between features of generated and of real slices, by the feature
-      network that is declared; each feature is divided by its standard deviation on the real slices, so the figures of
-      different networks do not compare. The same between two halves of the real cases is what no set can fall below.
+      network that is declared; each feature is divided by its standard deviation on the real slices, and left out where
+      there is none, so the figures of different networks do not compare. The same between two halves of the real cases
+      is what no set can fall below.
     * Diversity: mean MS-SSIM (three scales, 64x64) of pairs of generated images, and of pairs of real ones; a higher
       one than theirs says that the generated images are too much alike.
     * Memorisation: root mean square difference (32x32, values in [0, 1]) of each generated image to the nearest
@@ -206,10 +207,14 @@ class SynthesisMetrics:
         generated, real = (torch.cat(self._features[kind]).double() for kind in ("generated", "real"))
         if min(len(generated), len(real)) < 2:  # one picture has no distribution
             return []
-        scale = real.std(dim=0).clamp(min=1e-8)
-        generated, real = generated / scale, real / scale
+        scale = real.std(dim=0)
+        varied = scale > 1e-3 * scale.max()  # a feature that is the same on every real slice has no unit
+        if not varied.any():
+            return []
+        generated, real = (features[:, varied] / scale[varied] for features in (generated, real))
         rows, several = [], len(self._features["real"]) > 3  # a half needs two cases
-        halves = [torch.cat(self._features["real"][start::2]).double() / scale for start in (0, 1) if several]
+        parts = [torch.cat(self._features["real"][start::2]).double() for start in (0, 1) if several]
+        halves = [part[:, varied] / scale[varied] for part in parts]
         for name, metric in (("FID", FIDMetric()), ("MMD", _mmd)):
             among_real = float(metric(*halves)) if several else None
             value = float(metric(generated, real))

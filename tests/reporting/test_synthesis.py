@@ -171,3 +171,19 @@ def test_distances_are_per_pixel() -> None:
     known = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     found = nearest_distances(torch.tensor([[0.1, 0.1], [0.6, 1.0]]), known)
     assert torch.allclose(found, torch.tensor([0.1, 0.2828]), atol=1e-3)
+
+
+def test_a_feature_that_all_real_images_share_does_not_count(tmp_path: Path) -> None:
+    def features(image: Tensor) -> Tensor:
+        values = image[:, 0].flatten(1)[:, 500:503]
+        return torch.cat([values, (values[:, :1] > 2).float()], dim=1)
+
+    cases = [
+        {"image": disc(), "label": painted(disc(), 0.05, seed), "pred": painted(disc(), 0.05, seed + 50)}
+        for seed in range(6)
+    ]
+    for case in cases[:3]:
+        case["pred"] = case["pred"] + 2  # the last feature is 1 here, 0 on every real image
+    engine = run(SynthesisMetrics(tmp_path, LABELS, features=features), cases)
+    found = {row["metric"]: row["generated"] for row in engine.state.synthesis_summary}
+    assert 0 < found["FID"] < 1e5 and 0 <= found["MMD"] < 1e5
