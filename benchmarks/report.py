@@ -32,6 +32,7 @@ CONTENTS = {
     "b3b": "the bundle's own members and calls, as configured, against 5 members x 1000 calls",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
+    "f": "AdaptDiff image, maps of the mask computed once",
     "h": "optimiser and EMA step",
     "o1": "whole slices with bfloat16 autocast",
     "o2": "whole slices with channels_last",
@@ -46,7 +47,7 @@ MEASURED_FOR = {
     **dict.fromkeys(("t1", "t2"), CDAL_PICTURES),
     **dict.fromkeys(("b1", "b1b", "b2", "b3", "b3b"), MEDSEGDIFF),
 }
-CPU_ONLY = {"d", "e"}
+CPU_ONLY = {"d", "e", "f"}
 PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")
 
 
