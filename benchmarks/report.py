@@ -34,6 +34,7 @@ CONTENTS = {
     "c2": "the same on equal weights and noise",
     "d": "STAPLE on vote patterns",
     "e": "training transforms, epochs 2 and later",
+    "f": "AdaptDiff image, maps of the mask computed once",
     "g": "saliency maps, 2 conditions x 8 noise draws x 1 step",
     "gg": "saliency maps, 2 conditions x 1 noise draw x 10 steps guided by the classifier",
     "h": "optimiser and EMA step",
@@ -52,7 +53,7 @@ MEASURED_FOR = {
     **dict.fromkeys(("b1", "b1b", "b2", "b3", "b3b"), MEDSEGDIFF),
     **dict.fromkeys(("g", "gg"), (CDM,)),
 }
-CPU_ONLY = {"c1", "c2", "d", "e"}
+CPU_ONLY = {"c1", "c2", "d", "e", "f"}
 PACKAGES = ("torch", "monai", "numpy", "itk", "pytorch-ignite")
 
 
