@@ -19,7 +19,7 @@ from shared_components.diffusion.synthesizer import DiffusionSynthesizer
 from shared_components.networks.monai_denoiser import MONAIDenoiser
 
 BOUND = 1e-4
-STEPS, SIZE, BATCH = 50, 64, 8
+STEPS, SIZE, BATCH = 50, 32, 8
 WIDTHS = (32, 32, 64, 64, 96, 96)
 
 
