@@ -9,8 +9,8 @@ class TraceableResNet(ResNet):
     """`monai.networks.nets.ResNet` whose shortcuts of type ``A`` can be traced; everything else is MONAI's.
 
     MONAI takes the shortcut's ``.data``, which a trace writes down as a constant: the traced network would tell every
-    image the shortcuts of the one it was traced with. While it is traced, the shortcut is an ordinary tensor here. Outside
-    of a trace it is MONAI's, through which no gradient passes.
+    image the shortcuts of the one it was traced with. While it is traced, the shortcut is an ordinary tensor here.
+    Outside of a trace it is MONAI's, through which no gradient passes.
     """
 
     def _downsample_basic_block(self, x: Tensor, planes: int, stride: int, spatial_dims: int = 3) -> Tensor:
