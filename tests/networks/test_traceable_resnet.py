@@ -9,7 +9,8 @@ from shared_components.networks.traceable_resnet import TraceableResNet
 
 OPTIONS = {
     "block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [8, 16, 16, 24], "spatial_dims": 2,
-    "n_input_channels": 1, "conv1_t_size": 3, "conv1_t_stride": 1, "no_max_pool": True, "num_classes": 2, "shortcut_type": "A",
+    "n_input_channels": 1, "conv1_t_size": 3, "conv1_t_stride": 1, "no_max_pool": True, "num_classes": 2,
+    "shortcut_type": "A",
 }  # fmt: skip
 
 
