@@ -102,6 +102,8 @@ def _gap(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
     before, after, ceiling = (scores[name]["dice_vessel"] for name in names)
     if not ceiling > before:
         return "There is no gap to close: the network of the source is as good as one that knows the target's labels."
+    if after < before:
+        return f"Adaptation does harm here: Dice falls from {before:.3f} to {after:.3f}; {ceiling:.3f} is possible."
     return f"Adaptation closes {100 * (after - before) / (ceiling - before):.0f} % of the gap in Dice."
 
 
