@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.fixtures import lively_weights, phantoms, trained  # noqa: F401  fixtures that are made once
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, so each takes one; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.runs.fixtures import lively_weights, phantoms, trained  # noqa: E402, F401  fixtures that are made once
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
