@@ -23,7 +23,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
 

@@ -42,7 +42,7 @@ def run_procedure(bundle: Path, scratch: Path, *hidden: str) -> dict[str, list[s
         cwd=scratch,
         env={**os.environ, **offline, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=900,
     )
     assert (scratch / "result.json").is_file(), done.stderr

@@ -67,7 +67,8 @@ def test_row_54_not_enough_memory_is_one_line():
 
 
 INTERRUPTED = (
-    "import time, shared_components.errors as e; e.install_one_line_errors(); print(flush=True); time.sleep(60)"
+    "import signal, time, shared_components.errors as e; e.install_one_line_errors(); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); print(flush=True); time.sleep(60)"
 )
 
 

@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 def run_python(*arguments: str, cwd: Path = REPOSITORY) -> Run:
     """Run ``python`` with arguments."""
     options = {"cwd": cwd, "env": environment(), "timeout": TIMEOUT}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, encoding="utf-8", **options)
     return Run(done.returncode, done.stdout, done.stderr)
 
 
