@@ -54,7 +54,8 @@ def generate(weights: Path, bundle: str = VOLUMES, *overlays: str, **options) ->
 def test_a_training_leaves_weights_previews_tables_and_pages(trained):
     _, output_dir = trained
     rows = history(output_dir)
-    assert len(rows) == 2 and all(0.3 < float(row["loss"]) < 1.5 for row in rows)
+    first, second = (float(row["loss"]) for row in rows)
+    assert 0.4 < second < first < 0.7  # of the velocity, whose mean square is below that of the noise
     assert all(-1 < float(row["validation val_explained"]) < 1 for row in rows)
     expected = {"model.pt", "previews/epoch_0001.png", "previews/epoch_0002.png", "synthesis.html", "training.html"}
     assert expected <= set(files_below(output_dir))
