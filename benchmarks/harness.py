@@ -152,10 +152,10 @@ def peak_memory(device: str = "cpu") -> Iterator[dict[str, float | None]]:
         peak["mb"] = torch.cuda.max_memory_allocated() / 1e6
         return
     try:
-        CLEAR_FILE.write_text("5")
+        CLEAR_FILE.write_text("5", encoding="utf-8")
     except OSError:
         yield peak
         return
     yield peak
-    fields = dict(line.split(":", 1) for line in STATUS_FILE.read_text().splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in STATUS_FILE.read_text(encoding="utf-8").splitlines() if ":" in line)
     peak["mb"] = int(fields["VmHWM"].split()[0]) / 1e3

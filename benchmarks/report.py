@@ -79,7 +79,7 @@ def environment(device: str, seed: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -96,7 +96,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         tracked = git("status", "--porcelain", "--untracked-files=no")

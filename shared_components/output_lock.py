@@ -44,7 +44,7 @@ def lock_folder(folder: str | os.PathLike) -> None:
 def _locked(path: Path) -> IO[str]:
     """Open and lock the file; once more where its last holder has removed it in between."""
     while True:
-        file = open(path, "w")
+        file = open(path, "w", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

@@ -39,7 +39,7 @@ def xml(*layers: str) -> str:
 
 def save_xml(path: Path, *layers: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(xml(*layers))
+    path.write_text(xml(*layers), encoding="utf-8")
     return path
 
 

@@ -129,7 +129,7 @@ def volumes(tmp_path_factory) -> Path:
 def test_volumes_become_slices_with_labels(volumes, tmp_path):
     folder = Path(slice_folder(volumes, tmp_path, values=[1, 2, 3], min_share=0.02))
     assert folder == tmp_path / "slices"
-    with open(folder / "manifest.csv", newline="") as file:
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["patient"] for row in rows} == {f"phantom_00{n}" for n in range(4)}
     sections = {row["patient"]: row["split"] for row in rows}
@@ -149,7 +149,7 @@ def test_volumes_become_slices_with_labels(volumes, tmp_path):
 def test_a_slice_is_the_volumes(volumes, tmp_path):
     """Grey values are those of the whole volume, pixels lie as the loaders of volumes and pictures have them."""
     folder = prepare_slices(volumes, tmp_path / "s", [1, 2, 3], min_share=0.0)
-    with open(folder / "manifest.csv", newline="") as file:
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         row = max(csv.DictReader(file), key=lambda row: int(row["object_pixels"]))
     case, z = row["patient"], int(row["z"])
     load, scale = LoadImageChannelsd("image"), ForegroundScaled("image")
@@ -164,14 +164,14 @@ def test_a_slice_is_the_volumes(volumes, tmp_path):
 def test_slices_take_the_label_of_their_volume(volumes, tmp_path):
     """By the manifest, which needs no label map, else by whether the label map holds the object anywhere."""
     folder = prepare_slices(volumes, tmp_path / "by_maps", [1, 2, 3], labels_of="volume")
-    with open(folder / "manifest.csv", newline="") as file:
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         assert {row["class"] for row in csv.DictReader(file)} == {"tumor"}
     cases = sorted((volumes / "imagesTr").glob("*_0000.nii.gz"))
     lines = [f"{file.name[:-12]},{file},{word}" for file, word in zip(cases, ("normal", "tumor", "tumor", "normal"))]
     (tmp_path / "listed").mkdir()
     (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["id,image,class", *lines]) + "\n")
     folder = prepare_slices(tmp_path / "listed", tmp_path / "by_words", labels_of="volume")
-    with open(folder / "manifest.csv", newline="") as file:
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = {row["patient"]: row["class"] for row in rows}
     assert [kinds[file.name[:-12]] for file in cases] == [line.split(",")[-1] for line in lines]

@@ -114,7 +114,7 @@ def evaluation(cases, tmp_path_factory):
 
 
 def table(path):
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -160,6 +160,6 @@ def test_tables_read_back(tmp_path):
     path = write_table(
         tmp_path / "t.csv", [{"case": "a, b", "x": 1 / 3}, {"case": "c", "x": math.nan, "y": 2}]
     )
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"case": "a, b", "x": "0.333333", "y": ""}, {"case": "c", "x": "nan", "y": "2"}]

@@ -103,7 +103,7 @@ def test_pictures_and_volumes_in_one_run(tmp_path):
     cases = [square_case("a.png"), square_case("b.nii.gz", affine=HALF_MM)]
     handlers = CaseMetrics(tmp_path, {"lesion": 1}), ReportHandler(tmp_path)
     state = run_on(cases, *handlers)
-    with open(tmp_path / "metrics_per_case.csv", newline="") as file:
+    with open(tmp_path / "metrics_per_case.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["hd95_px_lesion"], row["hd95_mm_lesion"]) for row in rows] == [("3", ""), ("", "1.5")]
     summary = {row["metric"]: row for row in state.case_summary}

@@ -36,7 +36,7 @@ def train(folder, epochs, start=0, **settings):
 
 
 def history(folder):
-    with open(folder / "training_history.csv", newline="") as file:
+    with open(folder / "training_history.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -114,7 +114,7 @@ def test_all_methods_in_one_table(tmp_path):
     assert [entry["method"] for entry in table] == ["right", "wrong"]
     assert table[0]["dice"] == 1 and table[1]["dice"] == 0 and table[0]["gate_accuracy"] == 1
     assert table[1]["negative_slices_marked"] == 0
-    with open(tmp_path / "out" / "methods_per_slice.csv", newline="") as file:
+    with open(tmp_path / "out" / "methods_per_slice.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
     assert (tmp_path / "out" / "methods.md").read_text().startswith("| method | slices |")
     with pytest.raises(InputError, match="methods.csv is there already"):
@@ -146,6 +146,6 @@ def test_asking_the_gate_does_not_change_it(tmp_path):
     engine.run([[case], [case]])
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network.eval()
-    with open(tmp_path / "weak_per_slice.csv", newline="") as file:
+    with open(tmp_path / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
         found = [float(row["positive"]) for row in csv.DictReader(file)]
     assert found == pytest.approx([float(network.positive_probability(image[None]))] * 2) and found[0] > 0.99
