@@ -159,6 +159,6 @@ def test_help_tells_commands_and_options():
 def test_start_up_imports_nothing_heavy():
     code = "import sys, shared_components.__main__ as m; print({'torch', 'monai', 'itk'} & set(sys.modules))"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8", timeout=60
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, encoding="utf-8", timeout=60
     )
     assert result.stdout == "set()\n"

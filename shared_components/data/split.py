@@ -31,8 +31,8 @@ def sections(folder: CaseFolder) -> dict[str, list[str]]:
     is not given is every eighth of the sorted "train" ids (the last one if there are fewer than eight), which
     "train" then leaves out. Where patients are named (`group_patients`, a manifest), they are counted instead of
     cases, in the order of their first case, so that none lies in two sections. Nothing is drawn at random, so the
-    sections of a folder are always the same. They contain incomplete cases too, so that mending or leaving out a case moves no other case to
-    another section.
+    sections of a folder are always the same. They contain incomplete cases too, so that mending or leaving out a case
+    moves no other case to another section.
 
     With ``folder.fold``, what is not "test" is dealt to ``folder.num_folds`` parts of whole patients, in an order that
     a constant seed gives: part ``fold`` is "validation", the rest "train"; a "validation" that is given is dealt again.

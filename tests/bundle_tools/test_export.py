@@ -173,7 +173,7 @@ def test_the_export_runs_without_repository_and_package(bundle: Path, tmp_path: 
         "--bundle_root",
         str(target),
     ]
-    done = subprocess.run(command, cwd=tmp_path / "elsewhere", capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, cwd=tmp_path / "elsewhere", capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     name = vendored(target).name
     assert "FIRST reporting\n" in done.stdout

@@ -60,7 +60,7 @@ class Server:
     def _run(self, *arguments: str) -> None:
         command = [server_python(), "-m", "monailabel.main", *arguments]
         done = subprocess.run(
-            command, cwd=self.work, env=server_environment(), capture_output=True, text=True, encoding="utf-8"
+            command, cwd=self.work, env=server_environment(), capture_output=True, encoding="utf-8"
         )
         if done.returncode:
             raise Unusable(f"monailabel {arguments[0]} failed: {done.stderr.strip()[-2000:]}")

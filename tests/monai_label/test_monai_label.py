@@ -80,7 +80,7 @@ def run_acceptance(
         str(image),
         *arguments,
     ]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=3600)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=3600)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

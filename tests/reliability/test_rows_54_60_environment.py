@@ -113,7 +113,7 @@ def test_row_56_missing_package(monkeypatch, tmp_path):
                 check_settings()
         (tmp_path / "itk.py").unlink(missing_ok=True)
     code = "import shared_components.errors as e; e.install_one_line_errors(); import skimage_not_there"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", cwd=REPOSITORY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=REPOSITORY)
     assert done.returncode == 1
     assert done.stderr == "error: the package skimage_not_there is not installed; pip install skimage_not_there\n"
 
