@@ -96,7 +96,9 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+        return subprocess.run(
+            ("git", *arguments), cwd=root, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         tracked = git("status", "--porcelain", "--untracked-files=no")

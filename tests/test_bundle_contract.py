@@ -85,9 +85,7 @@ def input_error(made: ConfigParser, *names: str) -> str:
 
 def contains_target(content: Any, names: tuple[str, ...]) -> bool:
     if isinstance(content, dict):
-        return content.get("_target_") in names or any(
-            contains_target(value, names) for value in content.values()
-        )
+        return content.get("_target_") in names or any(contains_target(value, names) for value in content.values())
     return isinstance(content, list) and any(contains_target(value, names) for value in content)
 
 
@@ -143,9 +141,7 @@ def test_metadata_declares_image_and_pred_first(bundle: Path) -> None:
 
 def test_metadata_keeps_the_schema(bundle: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads(
-        (REPOSITORY / "tests" / "schema" / "meta_schema_20240725.json").read_text(encoding="utf-8")
-    )
+    schema = json.loads((REPOSITORY / "tests" / "schema" / "meta_schema_20240725.json").read_text(encoding="utf-8"))
     jsonschema.validate(read(bundle, "metadata"), schema)
 
 
@@ -154,15 +150,13 @@ def test_metadata_keeps_the_schema(bundle: Path) -> None:
 
 def test_every_target_import_and_reference_resolves(bundle: Path) -> None:
     metadata = str(bundle / "configs" / "metadata.json")
-    assert {
-        name: unresolved(files, metadata) for name, files in config_sets(bundle).items()
-    } == dict.fromkeys(config_sets(bundle), [])
+    assert {name: unresolved(files, metadata) for name, files in config_sets(bundle).items()} == dict.fromkeys(
+        config_sets(bundle), []
+    )
 
 
 def test_properties_have_the_ids_of_the_bundle_specification(bundle: Path) -> None:
-    train, evaluate, inference = (
-        f"{bundle}/configs/{name}.json" for name in ("train", "evaluate", "inference")
-    )
+    train, evaluate, inference = (f"{bundle}/configs/{name}.json" for name in ("train", "evaluate", "inference"))
     metadata = str(bundle / "configs" / "metadata.json")
     assert wrong_ids([train], metadata, "train") == []
     assert wrong_ids([train, evaluate], metadata, "train") == []
@@ -215,9 +209,7 @@ def test_an_overridden_bundle_root_moves_everything(bundle: Path, tmp_path: Path
 
 
 def test_one_network_in_training_inference_and_on_disk(bundle: Path) -> None:
-    train, inference = (
-        parser(bundle, name).get_parsed_content("network_def") for name in ("train", "inference")
-    )
+    train, inference = (parser(bundle, name).get_parsed_content("network_def") for name in ("train", "inference"))
     shapes = {name: tuple(value.shape) for name, value in inference.state_dict().items()}
     assert {name: tuple(value.shape) for name, value in train.state_dict().items()} == shapes
     weights = bundle / "models" / "model.pt"
@@ -240,9 +232,7 @@ def test_one_network_in_training_inference_and_on_disk(bundle: Path) -> None:
         ("num_inference_steps", 100000, ["num_inference_steps", "100000"]),
     ],
 )
-def test_a_wrong_value_is_refused_where_it_arrives(
-    bundle: Path, key: str, value: Any, listed: list[str]
-) -> None:
+def test_a_wrong_value_is_refused_where_it_arrives(bundle: Path, key: str, value: Any, listed: list[str]) -> None:
     if key == "combine" and generates(bundle):
         pytest.skip("images are not combined")
     for name in ("train", "inference"):
@@ -251,9 +241,7 @@ def test_a_wrong_value_is_refused_where_it_arrives(
         assert [part for part in listed if part not in message] == []
 
 
-def test_a_dataset_dir_that_does_not_exist_is_an_error_and_never_phantoms(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_a_dataset_dir_that_does_not_exist_is_an_error_and_never_phantoms(bundle: Path, tmp_path: Path) -> None:
     missing = str(tmp_path / "no_such_folder")
     assert "no_such_folder" in input_error(parser(bundle, "train", dataset_dir=missing), "train#dataset#data")
     assert "no_such_folder" in input_error(parser(bundle, "inference", dataset_dir=missing), "dataset#data")

@@ -54,9 +54,7 @@ def failed_steps(results: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[str]]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     scratch = tmp_path_factory.mktemp("zoo")
     source = with_weights(request.param, scratch / "source")
     target = export_bundle(str(source), str(scratch / "exported" / request.param.name))
@@ -107,9 +105,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_bundle_is_rejected(tmp_path: Path, case: str) -> None:
     changed, step, expected = BAD[case]
-    results = run_procedure(
-        write_toy_bundle(tmp_path / "ball", **changed), tmp_path / "work", "shared_components"
-    )
+    results = run_procedure(write_toy_bundle(tmp_path / "ball", **changed), tmp_path / "work", "shared_components")
     assert expected in "\n".join(results[step])
 
 

@@ -115,9 +115,7 @@ def _found(item: ConfigComponent) -> bool:
 
 def _is_unusable_import(statement: str) -> bool:
     """MONAI binds one name a statement, and ``import a.b`` to "a.b", which no expression can spell."""
-    return "," in statement or (
-        statement.startswith("$import ") and "." in statement and " as " not in statement
-    )
+    return "," in statement or (statement.startswith("$import ") and "." in statement and " as " not in statement)
 
 
 def copy_bundle(bundle: Path) -> Path:
@@ -160,11 +158,7 @@ def check_schema(bundle: Path, schema: Path) -> list[str]:
     (bundle / "eval").mkdir(exist_ok=True)
     shutil.copy(schema, bundle / "eval" / "schema.json")  # a file that is already there is not downloaded
     verify_metadata(meta_file=f"{bundle}/configs/metadata.json", filepath=f"{bundle}/eval/schema.json")
-    return (
-        []
-        if named.endswith(schema.name)
-        else [f"metadata names the schema '{named}', expected {schema.name}"]
-    )
+    return [] if named.endswith(schema.name) else [f"metadata names the schema '{named}', expected {schema.name}"]
 
 
 def check_shape(bundle: Path) -> list[str]:
@@ -212,9 +206,7 @@ def check_ids(bundle: Path) -> list[str]:
     train, evaluate = str(configs / "train.json"), str(configs / "evaluate.json")
     problems = [f"train: {name}" for name in wrong_ids([train], metadata, "train")]
     problems += [f"train and evaluate: {name}" for name in wrong_ids([train, evaluate], metadata, "train")]
-    return problems + [
-        f"inference: {n}" for n in wrong_ids([str(configs / "inference.json")], metadata, "infer")
-    ]
+    return problems + [f"inference: {n}" for n in wrong_ids([str(configs / "inference.json")], metadata, "infer")]
 
 
 def check_names(bundle: Path) -> list[str]:

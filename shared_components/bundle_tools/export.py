@@ -96,9 +96,7 @@ def find_bundle(bundle: str) -> Path:
         if (folder / "configs" / "metadata.json").is_file():
             return folder.resolve()
     if Path(bundle).expanduser().is_dir():
-        raise InputError(
-            f"{bundle}: no bundle, configs/metadata.json is missing; name the bundle's own folder"
-        )
+        raise InputError(f"{bundle}: no bundle, configs/metadata.json is missing; name the bundle's own folder")
     known = sorted({file.parts[-3] for shelf in shelves for file in shelf.glob("*/configs/metadata.json")})
     nearest = difflib.get_close_matches(bundle, known, n=1)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""

@@ -75,7 +75,6 @@ def _private_copy(compose: Compose) -> Compose:
     """Copy a Compose and those of its transforms that keep a state."""
     private = copy(compose)
     private.transforms = tuple(
-        deepcopy(transform) if isinstance(transform, ThreadUnsafe) else transform
-        for transform in compose.transforms
+        deepcopy(transform) if isinstance(transform, ThreadUnsafe) else transform for transform in compose.transforms
     )
     return private

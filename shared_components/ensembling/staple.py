@@ -57,9 +57,7 @@ def staple(votes: Tensor, max_iterations: int = 100, tolerance: float = 1e-7) ->
 
 
 @torch.jit.script_if_tracing
-def staple_from_codes(
-    codes: Tensor, raters: int, max_iterations: int = 100, tolerance: float = 1e-7
-) -> Tensor:
+def staple_from_codes(codes: Tensor, raters: int, max_iterations: int = 100, tolerance: float = 1e-7) -> Tensor:
     """Run STAPLE on several structures at once, each by itself.
 
     Inside a trace it stays a script: its number of iterations depends on the data.
@@ -76,9 +74,7 @@ def staple_from_codes(
     posterior = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
     if raters <= 10:
         patterns = torch.arange(1 << raters, device=codes.device)
-        table = staple_table(
-            _count_patterns(codes, len(patterns)), patterns, raters, max_iterations, tolerance
-        )
+        table = staple_table(_count_patterns(codes, len(patterns)), patterns, raters, max_iterations, tolerance)
         return torch.gather(table.to(torch.float32), 1, codes)
     for group in range(codes.shape[0]):
         patterns, inverse, counts = torch.unique(codes[group], return_inverse=True, return_counts=True)
@@ -95,9 +91,7 @@ def _count_patterns(codes: Tensor, patterns: int) -> Tensor:
     return counts.reshape(groups, patterns).to(torch.float64)
 
 
-def staple_table(
-    counts: Tensor, patterns: Tensor, raters: int, max_iterations: int, tolerance: float
-) -> Tensor:
+def staple_table(counts: Tensor, patterns: Tensor, raters: int, max_iterations: int, tolerance: float) -> Tensor:
     """Iterate expectation and maximisation over vote patterns.
 
     Args:

@@ -219,4 +219,3 @@ def _definitions(summary: Sequence[Mapping[str, Any]], region: str, elements: st
     )
     region = f"<dt>Near foreground</dt><dd>{escape(region)}</dd>" if region else ""
     return f"<dl>{terms}{region}</dl>"
-

@@ -59,9 +59,7 @@ def test_non_finite_voxels_of_a_channel_and_of_a_label(tmp_path):
 
 def test_a_constant_image_is_a_warning(tmp_path):
     image = np.full(SHAPE, 3, np.int16)
-    assert "every voxel is 3" in only(
-        findings(tmp_path, image=image), "warning", "constant_image", "image.nii.gz"
-    )
+    assert "every voxel is 3" in only(findings(tmp_path, image=image), "warning", "constant_image", "image.nii.gz")
 
 
 def test_extreme_values_are_fine(tmp_path):
@@ -73,9 +71,7 @@ def test_extreme_values_are_fine(tmp_path):
 def test_rank_channels_and_zero_size(tmp_path):
     flat = save(tmp_path / "flat.nii.gz", some_image(shape=(6, 5)))
     assert "2-D image of shape (6, 5)" in only(check_case(Case("a", (flat,))), "error", "rank", "flat.nii.gz")
-    message = only(
-        findings(tmp_path, image=some_image(shape=(*SHAPE, 4))), "error", "channels", "image.nii.gz"
-    )
+    message = only(findings(tmp_path, image=some_image(shape=(*SHAPE, 4))), "error", "channels", "image.nii.gz")
     assert "4 channels, model takes 1" in message
     message = only(findings(tmp_path, num_channels=4), "error", "channels", "image.nii.gz")
     assert "1 channel, model takes 4" in message
@@ -86,9 +82,7 @@ def test_rank_channels_and_zero_size(tmp_path):
 def test_channel_files_are_counted_and_compared(tmp_path):
     files = tuple(save(tmp_path / f"a_000{i}.nii.gz", some_image(i)) for i in range(2))
     assert check_case(Case("a", files), None, 2) == []
-    assert "2 channels, model takes 1" in only(
-        check_case(Case("a", files)), "error", "channels", "a_0000.nii.gz"
-    )
+    assert "2 channels, model takes 1" in only(check_case(Case("a", files)), "error", "channels", "a_0000.nii.gz")
     save(files[1], some_image(shape=(6, 5, 3)))
     message = only(check_case(Case("a", files), None, 2), "error", "channel_grid", "a_0001.nii.gz")
     assert "6x5x3 voxels" in message and "6x5x4 voxels" in message
@@ -290,9 +284,7 @@ def test_real_bad_inputs_are_all_listed(real_data):
 
 def test_real_image_with_the_label_of_another_organ(real_data):
     bad = real_data / "bad_inputs" / "Task04_Hippocampus"
-    case = Case(
-        "a", (bad / "imagesTr" / "hippocampus_118.nii.gz",), bad / "labelsTr" / "hippocampus_281.nii.gz"
-    )
+    case = Case("a", (bad / "imagesTr" / "hippocampus_118.nii.gz",), bad / "labelsTr" / "hippocampus_281.nii.gz")
     message = only(check_case(case, ALLOWED), "error", "label_grid", "hippocampus_281.nii.gz")
     assert "512x512x94 voxels of 0.7344x0.7344x5 mm" in message and "37x52x33 voxels of 1x1x1 mm" in message
 

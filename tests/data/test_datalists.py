@@ -69,9 +69,7 @@ def test_errors_of_the_section_refuse_it_in_one_line_that_names_the_command(tmp_
         datalist(root, "train", LABELS)
     message = str(error.value)
     assert "2 of 4 train cases cannot be used" in message and "\n" not in message
-    assert (
-        "imagesTr/case_00.nii.gz: empty file" in message and "case_01" in message and "case_04" not in message
-    )
+    assert "imagesTr/case_00.nii.gz: empty file" in message and "case_01" in message and "case_04" not in message
     assert f"python -m shared_components check_data --dataset_dir '{root}'" in message
     assert names(datalist(root, "validation", LABELS)) == ["case_05"]
 

@@ -36,10 +36,7 @@ def test_cases_are_hippocampus_like():
     for index in range(12):
         image, label = phantom_case(0, index)
         assert image.shape == label.shape and label.dtype == np.uint8
-        assert all(
-            low <= size <= high
-            for size, low, high in zip(image.shape, (32, 44, 30), (44, 56, 40), strict=True)
-        )
+        assert all(low <= size <= high for size, low, high in zip(image.shape, (32, 44, 30), (44, 56, 40), strict=True))
         assert image.dtype == (np.uint8 if index % 5 == 0 else np.float32)
         shares = [(label == value).mean() for value in (1, 2)]
         assert all(0.005 < share < 0.06 for share in shares)

@@ -73,9 +73,7 @@ def test_calibration_error_equals_monai(num_bins):
     confidence, predicted = probabilities.max(1, keepdim=True)
     metric = CalibrationErrorMetric(num_bins=num_bins, calibration_reduction="expected")
     metric(y_pred=confidence, y=(predicted == labels).float())
-    assert calibration_error(probabilities, labels, num_bins) == pytest.approx(
-        float(metric.aggregate()), abs=1e-6
-    )
+    assert calibration_error(probabilities, labels, num_bins) == pytest.approx(float(metric.aggregate()), abs=1e-6)
 
 
 def count_pairs(uncertainty, wrong):

@@ -74,9 +74,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 def check_folder(bundle: Path, findings: Findings) -> None:
     """Step 1: what the server would stumble over without saying so."""
-    dangling = [
-        str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_symlink() and not path.exists()
-    ]
+    dangling = [str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_symlink() and not path.exists()]
     findings.require(not dangling, f"dangling links: {dangling}")
     weights = sorted((path.name for path in (bundle / "models").glob("*.pt")), key=len)
     script = (bundle / "models" / "model.ts").exists()
@@ -92,16 +90,12 @@ def check_info(server: Server, findings: Findings) -> dict[str, int]:
     model = info.get("models", {}).get(server.name)
     if model is None:
         raise Unusable(f"/info does not list {server.name}: {server.tail()}")
-    findings.require(
-        model.get("type") == "segmentation", f"type is '{model.get('type')}', expected 'segmentation'"
-    )
+    findings.require(model.get("type") == "segmentation", f"type is '{model.get('type')}', expected 'segmentation'")
     labels = model.get("labels", {})
     labels = labels if isinstance(labels, dict) else {name: index for index, name in enumerate(labels, 1)}
     findings.require(bool(labels), "/info gives no labels: outputs.pred.channel_def is absent or empty")
     if (server.bundle / "configs" / "train.json").exists():
-        findings.require(
-            server.name in info.get("trainers", {}), "/info lists no trainer although train.json exists"
-        )
+        findings.require(server.name in info.get("trainers", {}), "/info lists no trainer although train.json exists")
     return labels
 
 
@@ -111,9 +105,7 @@ class Answers:
     def __init__(self, server: Server, labels: dict[str, int], findings: Findings, least_dice: float) -> None:
         self.server, self.labels, self.findings, self.least_dice = server, labels, findings, least_dice
 
-    def get(
-        self, what: str, image: Path, label: Path | None = None, **request: Any
-    ) -> nib.Nifti1Image | None:
+    def get(self, what: str, image: Path, label: Path | None = None, **request: Any) -> nib.Nifti1Image | None:
         if is_picture(image):  # a JPEG would be answered by a JPEG, which keeps no label values
             params = {"result_extension": ".png", **json.loads(request.get("params", "{}"))}
             request["params"] = json.dumps(params)
@@ -135,14 +127,10 @@ class Answers:
         shape = image.shape[: answer.ndim] if answer.ndim < 3 else image.shape[:3]
         self.findings.require(answer.shape == shape, f"{what}: shape {answer.shape}, the image has {shape}")
         difference = np.abs(answer.affine - image.affine).max()
-        self.findings.require(
-            difference < 1e-3, f"{what}: affine differs from the image's by {difference:.3g}"
-        )
+        self.findings.require(difference < 1e-3, f"{what}: affine differs from the image's by {difference:.3g}")
         values = np.unique(np.asanyarray(answer.dataobj)).tolist()
         known = {0, *self.labels.values()}
-        self.findings.require(
-            set(values) <= known, f"{what}: values {values[:10]} are not among {sorted(known)}"
-        )
+        self.findings.require(set(values) <= known, f"{what}: values {values[:10]} are not among {sorted(known)}")
         if values == [0]:
             self.findings.note(f"{what}: the mask is empty; untrained weights?")
 
@@ -154,9 +142,7 @@ class Answers:
         mean = float(np.mean(list(scores.values()))) if scores else 0.0
         text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         logger.info("%s: Dice %s", what, text)
-        self.findings.require(
-            mean >= self.least_dice, f"{what}: mean Dice {mean:.3f} < {self.least_dice} ({text})"
-        )
+        self.findings.require(mean >= self.least_dice, f"{what}: mean Dice {mean:.3f} < {self.least_dice} ({text})")
 
 
 def check_reorientation(
@@ -175,9 +161,7 @@ def check_reorientation(
     if answer is None:
         return
     first, second = (np.asanyarray(nib.as_closest_canonical(one).dataobj) for one in (straight, answer))
-    if not findings.require(
-        first.shape == second.shape, f"stored as {order}: shape {second.shape} v {first.shape}"
-    ):
+    if not findings.require(first.shape == second.shape, f"stored as {order}: shape {second.shape} v {first.shape}"):
         return
     for name, index in answers.labels.items():
         agreement = dice(first == index, second == index)
@@ -305,9 +289,7 @@ def main() -> int:
     parser.add_argument("--label", type=Path, help="its label map")
     parser.add_argument("--train", action="store_true", help="fine-tune for one epoch; needs --label")
     parser.add_argument("--least_dice", type=float, default=0.5, help="least mean Dice with --label")
-    parser.add_argument(
-        "--least_agreement", type=float, default=0.95, help="least Dice between two voxel orders"
-    )
+    parser.add_argument("--least_agreement", type=float, default=0.95, help="least Dice between two voxel orders")
     options = parser.parse_args()
     if options.train and options.label is None:
         parser.error("--train needs --label")

@@ -28,9 +28,7 @@ def server_python() -> str:
 
 def server_environment() -> dict[str, str]:
     """No PYTHONPATH, so that only the bundle's folder and site-packages can be imported, and no way out."""
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "BUNDLE_DOWNLOAD_SRC")
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "BUNDLE_DOWNLOAD_SRC")}
     proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     offline = {
         **dict.fromkeys(proxies, "http://127.0.0.1:9"),
@@ -59,9 +57,7 @@ class Server:
 
     def _run(self, *arguments: str) -> None:
         command = [server_python(), "-m", "monailabel.main", *arguments]
-        done = subprocess.run(
-            command, cwd=self.work, env=server_environment(), capture_output=True, encoding="utf-8"
-        )
+        done = subprocess.run(command, cwd=self.work, env=server_environment(), capture_output=True, encoding="utf-8")
         if done.returncode:
             raise Unusable(f"monailabel {arguments[0]} failed: {done.stderr.strip()[-2000:]}")
 
@@ -126,9 +122,7 @@ class Server:
     def info(self) -> dict[str, Any]:
         return self._ask("GET", "/info/", 30).json()
 
-    def infer(
-        self, case: str = "", upload: Path | None = None, output: str = "image", params: str = "{}"
-    ) -> bytes:
+    def infer(self, case: str = "", upload: Path | None = None, output: str = "image", params: str = "{}") -> bytes:
         files = {"file": (upload.name, upload.read_bytes())} if upload else None
         query = {"output": output, **({"image": case} if case else {})}
         path, data = f"/infer/{self.name}", {"params": params}

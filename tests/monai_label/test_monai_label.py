@@ -68,9 +68,7 @@ def write_sequences(folder: Path) -> tuple[Path, Path]:
     return folder / "image.nii.gz", folder / "label.nii.gz"
 
 
-def run_acceptance(
-    python: Path, bundle: Path, image: Path, *arguments: str
-) -> subprocess.CompletedProcess[str]:
+def run_acceptance(python: Path, bundle: Path, image: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
         str(python),
         str(HERE / "acceptance.py"),

@@ -47,9 +47,7 @@ def write_case(folder, name, noise, seed):
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
-    return [
-        write_case(folder, f"case_{n}", noise, n) for n, noise in enumerate((0.6, 0.2, 0.4, 0.3, 0.5, 0.1))
-    ]
+    return [write_case(folder, f"case_{n}", noise, n) for n, noise in enumerate((0.6, 0.2, 0.4, 0.3, 0.5, 0.1))]
 
 
 def evaluator_of(cases, output_dir, keys=("image", "label"), handlers=None, **settings):
@@ -124,9 +122,7 @@ def test_tables_equal_monai(cases, evaluation):
     assert [row["case"] for row in rows] == [f"case_{n}" for n in range(6)]
     spacing = [0.8, 1.0, 1.5]
     for case, row in zip(cases, rows):
-        image, label = (
-            torch.from_numpy(nib.load(case[key]).get_fdata())[None, None] for key in ("image", "label")
-        )
+        image, label = (torch.from_numpy(nib.load(case[key]).get_fdata())[None, None] for key in ("image", "label"))
         predicted = Brightness()(image).argmax(1, keepdim=True)
         hot = [torch.nn.functional.one_hot(x[:, 0].long(), 3).movedim(-1, 1) for x in (predicted, label)]
         dice = DiceMetric(include_background=False)(*hot)[0]
@@ -279,9 +275,7 @@ def test_image_comes_to_the_predictions_grid():
 
 
 def two_processes(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     shares = [["a.png", "c.png"], ["b.png", "a.png"]]  # a sampler repeats the first case to fill up
     handlers = [CaseMetrics(folder / "out"), SaveOverlays(folder / "out"), ReportHandler(folder / "out")]
     state = run_on([[flat_case(name)] for name in shares[rank]], *handlers)
@@ -312,9 +306,7 @@ def test_real_case(real_data, tmp_path):
         names = {"anterior": 1, "posterior": 2}
         state = run_on([[case]], CaseMetrics(out, names), SaveOverlays(out, names), ReportHandler(out))
         (row,) = state.case_metrics
-        assert (
-            row["case"] == "hippocampus_001" and row["hd95_mm_anterior"] == row["hd95_mm_posterior"] == shift
-        )
+        assert row["case"] == "hippocampus_001" and row["hd95_mm_anterior"] == row["hd95_mm_posterior"] == shift
         assert row["dice_mean"] == pytest.approx(dice, abs=0.06)
         assert (out / "hippocampus_001_overlay.png").stat().st_size > 20_000
 

@@ -67,8 +67,7 @@ def test_a_label_map_scores_as_its_one_hot():
     expected, _ = score_case(one_hot(blocks(shift=1)), label, NAMES)
     assert score_case(blocks(shift=1), label, NAMES)[0] == expected
     assert (
-        score_case(one_hot(blocks(shift=1)), MetaTensor(one_hot(blocks()), affine=label.affine), NAMES)[0]
-        == expected
+        score_case(one_hot(blocks(shift=1)), MetaTensor(one_hot(blocks()), affine=label.affine), NAMES)[0] == expected
     )
     assert expected["error_auroc_near_foreground"] == 0.5
 
@@ -79,9 +78,7 @@ def test_a_label_map_scores_as_its_one_hot():
 def test_empty_masks(predicted, referenced, dice):
     """The convention: both empty 1, one empty 0; distances have no value."""
     empty = torch.zeros_like(blocks())
-    scores, _ = score_case(
-        one_hot(blocks() if predicted else empty), blocks() if referenced else empty, NAMES
-    )
+    scores, _ = score_case(one_hot(blocks() if predicted else empty), blocks() if referenced else empty, NAMES)
     assert scores["dice_anterior"] == scores["dice_mean"] == dice
     assert math.isnan(scores["hd95_mm_anterior"]) and math.isnan(scores["assd_mm_posterior"])
     assert math.isnan(scores["ece_near_foreground"]) == (not predicted and not referenced)
@@ -157,9 +154,7 @@ def test_summary_by_hand():
 
 
 def test_tables_read_back(tmp_path):
-    path = write_table(
-        tmp_path / "t.csv", [{"case": "a, b", "x": 1 / 3}, {"case": "c", "x": math.nan, "y": 2}]
-    )
+    path = write_table(tmp_path / "t.csv", [{"case": "a, b", "x": 1 / 3}, {"case": "c", "x": math.nan, "y": 2}])
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"case": "a, b", "x": "0.333333", "y": ""}, {"case": "c", "x": "nan", "y": "2"}]

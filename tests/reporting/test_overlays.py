@@ -118,9 +118,7 @@ def test_colour_pictures_keep_their_colours():
     assert middle[0] > 150 and middle[1] == middle[2] == 0
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((6, 6, 6)), np.full((2, 6, 6, 6), 7.0), np.full((6, 6, 6), np.nan)]
-)
+@pytest.mark.parametrize("image", [np.zeros((6, 6, 6)), np.full((2, 6, 6, 6), 7.0), np.full((6, 6, 6), np.nan)])
 def test_flat_images_and_empty_predictions(image):
     figure = overlay_figure(image, np.zeros((6, 6, 6), dtype=int), np.eye(4), np.zeros((6, 6, 6), dtype=int))
     assert figure.shape == (2 * STRIP + 3 * (PANEL + CAPTION + GAP) + STRIP + GAP, 4 * (PANEL + GAP) + GAP, 3)

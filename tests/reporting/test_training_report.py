@@ -13,9 +13,7 @@ from shared_components.reporting.charts import line_chart, reliability_chart, st
 
 def train(folder, epochs, start=0, **settings):
     """A trainer whose loss is epoch + iteration / 2, validated every second epoch."""
-    trainer = Engine(
-        lambda e, _: [{"loss": torch.tensor(e.state.epoch + e.state.iteration % 2 / 2), "image": 0}]
-    )
+    trainer = Engine(lambda e, _: [{"loss": torch.tensor(e.state.epoch + e.state.iteration % 2 / 2), "image": 0}])
     evaluator = Engine(lambda *_: None)
 
     @evaluator.on(Events.COMPLETED)
@@ -77,9 +75,7 @@ def test_ticks_are_round():
 
 def test_charts_have_a_mark_per_value():
     nan = float("nan")
-    strip = strip_chart(
-        {"a": {"x": 0.5, "y": nan, "z": 0.7}, "b": {"x": nan, "y": nan, "z": nan}}, "Dice", 1.0
-    )
+    strip = strip_chart({"a": {"x": 0.5, "y": nan, "z": 0.7}, "b": {"x": nan, "y": nan, "z": nan}}, "Dice", 1.0)
     assert strip.count("<circle") == 2 and strip.count("<rect") == 1 and "<title>z: 0.700</title>" in strip
     assert line_chart([(1, 0.5), (2, nan), (3, 0.25)], "loss").count("<circle") == 2
     assert "no value yet" in line_chart([(1, nan)], "loss")

@@ -141,9 +141,7 @@ def test_from_elsewhere_with_another_number_of_workers_every_bit_is_the_same(tra
 
 
 def test_another_seed_gives_another_training(trained, phantoms, tmp_path):
-    run_bundle(
-        config("train"), **TRAINING, dataset_dir=phantoms, output_dir=tmp_path, seed=1
-    ).check_done()
+    run_bundle(config("train"), **TRAINING, dataset_dir=phantoms, output_dir=tmp_path, seed=1).check_done()
     losses = [[row["loss"] for row in history(folder)] for folder in (trained.output_dir, tmp_path)]
     assert [loss for loss in losses[0] if loss in losses[1]] == []
     changed = differences(load(trained.output_dir / "model.pt"), load(tmp_path / "model.pt"))
