@@ -9,7 +9,7 @@ from fire.decorators import SetParseFn
 from shared_components.commands.values import integer, number, numbers, truth
 
 
-@SetParseFn(str, "dataset_dir", "report", "skip_bad", "label_column")
+@SetParseFn(str, "dataset_dir", "report", "skip_bad", "label_column", "patient_pattern")
 @SetParseFn(integer, "num_workers", "num_channels", "spatial_dims", "channel")
 @SetParseFn(number, "affine_tolerance")
 @SetParseFn(truth, "fill_nonfinite")
@@ -27,6 +27,7 @@ def check_data(
     spatial_dims=None,
     fill_nonfinite=False,
     channel=None,
+    patient_pattern=None,
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
@@ -45,6 +46,8 @@ def check_data(
         spatial_dims: 2 or 3. Default: 2 if most cases are pictures (PNG, JPEG, TIFF), else 3.
         fill_nonfinite: true: images with NaN or infinite voxels are filled copies in the folder skip_bad.
         channel: The one that a model of one channel is shown, of files with several; counted from 0.
+        patient_pattern: Regular expression that finds the patient in a case id; one who lies in two sections is an
+            error.
     """
     from shared_components.data.check_data import check_data as run
 
@@ -61,6 +64,7 @@ def check_data(
         spatial_dims,
         fill_nonfinite,
         channel,
+        patient_pattern,
     )
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)

@@ -15,7 +15,7 @@ from shared_components.data.check import AFFINE_TOLERANCE_MM, Labels, check_fold
 from shared_components.data.checked_folder import check_folder_target, write_checked_folder
 from shared_components.data.checked_folder import fill_nonfinite as fill_nonfinite_of
 from shared_components.data.files import check_json_target, write_json
-from shared_components.data.split import sections
+from shared_components.data.split import group_patients, sections
 from shared_components.data.understood import overview_text
 from shared_components.errors import InputError
 
@@ -33,6 +33,7 @@ def check_data(
     spatial_dims: int | None = None,
     fill_nonfinite: bool = False,
     channel: int | None = None,
+    patient_pattern: str | None = None,
 ) -> list[Finding]:
     """Check a data folder and write what was found to standard output; nothing in the folder is changed.
 
@@ -52,12 +53,14 @@ def check_data(
         spatial_dims: 2 or 3; by default 2 if most of the cases are pictures, else 3.
         fill_nonfinite: NaN and infinite voxels of images are no error: the folder ``skip_bad`` gets filled copies.
         channel: the one that a model of one channel is shown, of files with several.
+        patient_pattern: regular expression that finds the patient in a case id (`group_patients`).
 
     Returns:
         The findings, sorted by case. The caller makes an exit code of them.
 
     Raises:
-        InputError: the folder cannot be understood at all, or a file to write cannot be written.
+        InputError: the folder cannot be understood at all, a file to write cannot be written, or the pattern matches
+            nothing.
     """
     report_file = check_json_target(report, "--report") if report else None
     as_list = skip_bad is not None and str(skip_bad).lower().endswith(".json")
@@ -65,6 +68,8 @@ def check_data(
         raise InputError("--fill_nonfinite: needs --skip_bad FOLDER, where the filled copies go")
     target = check_json_target(skip_bad, "--skip_bad") if as_list else skip_bad and check_folder_target(skip_bad)
     folder = find_cases(dataset_dir, channels or num_channels, label_column)
+    if patient_pattern is not None:
+        group_patients(folder, patient_pattern)
     sys.stdout.write(overview_text(folder))
     sys.stdout.flush()
     findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)

@@ -42,7 +42,8 @@ def write_checked_folder(
     """Write a folder that is a ``dataset_dir`` of its own: the cases given, in the sections that they had.
 
     It has the layout of MSD, or nnU-Net's where a case has a file a channel: ``imagesTr`` and ``labelsTr`` (or
-    ``images`` alone without labels) of symbolic links, ``dataset.json``, and ``split.json``.
+    ``images`` alone without labels) of symbolic links, ``dataset.json``, and ``split.json``. Where there is a mask file
+    for each class, it is ``images`` beside ``masks`` with a folder a class.
 
     Args:
         folder: where the cases are.
@@ -53,13 +54,18 @@ def write_checked_folder(
     mended = mended or {}
     labelled = {case.id for case in folder.cases}
     several = max((len(case.images) for case in cases), default=1) > 1
+    by_class = any(case.masks for case in cases)
     for case in cases:
-        part = "images" if not folder.labelled else "imagesTr" if case.id in labelled else "imagesTs"
+        alone = by_class or not folder.labelled
+        part = "images" if alone else "imagesTr" if case.id in labelled else "imagesTs"
         for number, image in enumerate(case.images):
             suffix = f"_{number:04d}" if several else ""
             _link(mended.get(image, image), target / part / f"{case.id}{suffix}{_suffix(image)}")
         if case.label is not None:
             _link(case.label, target / "labelsTr" / f"{case.id}{_suffix(case.label)}")
+        for name, mask in zip(folder.label_names, case.masks):
+            if mask is not None:
+                _link(mask, target / "masks" / name / f"{case.id}{_suffix(mask)}")
     if not folder.labelled:
         return
     kept = {case.id for case in cases}
@@ -83,7 +89,7 @@ def _suffix(path: Path) -> str:
 
 
 def _link(source: Path, link: Path) -> None:
-    link.parent.mkdir(exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     if source != link:
         link.symlink_to(source.resolve())
 

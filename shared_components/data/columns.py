@@ -136,8 +136,9 @@ def _without_other_labels(names: Sequence[str], label_column: str | None) -> lis
 def _by_column(folder: Path) -> dict[str, Path]:
     found = {}
     for stem, path in images_by_stem(folder):
-        rest = stem[len(folder.name) :].lstrip("_-.") if stem.startswith(folder.name) else stem
-        found[rest or stem] = path
+        rest = stem.removeprefix(folder.name)
+        own = rest != stem and rest[:1] in ("_", "-", ".")  # not the "c" of "ct" in a folder "c"
+        found[rest.lstrip("_-.") or stem if own else stem] = path
     return found
 
 

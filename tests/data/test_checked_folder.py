@@ -99,3 +99,35 @@ def test_infinities_of_a_channel_are_filled_from_its_own_values(tmp_path):
     finite = [image[..., channel][np.isfinite(image[..., channel])] for channel in range(2)]
     assert copy[0, 0, 0, 1] == finite[1].min() and copy[1, 1, 1, 1] == finite[1].max()
     assert copy[2, 2, 2, 0] == finite[0].min() and np.array_equal(copy[3:], image[3:])
+
+
+@pytest.mark.parametrize("inside_cases", [False, True])
+def test_a_mask_file_a_class_stays_one(tmp_path, inside_cases):
+    root = tmp_path / "set"
+    for number, case in enumerate(("a", "b", "c")):
+        place = root / case / "segmentations" if inside_cases else root / "masks"
+        image = root / case / "ct.nii.gz" if inside_cases else root / "images" / f"{case}.nii.gz"
+        save(image, some_image(number))
+        for value, name in enumerate(("liver", "spleen"), 1):
+            if (case, name) != ("c", "spleen"):
+                file = place / f"{name}.nii.gz" if inside_cases else place / name / f"{case}.nii.gz"
+                save(file, (some_label() == value).astype(np.uint8))
+    (root / "b" / "ct.nii.gz" if inside_cases else root / "images" / "b.nii.gz").write_bytes(b"")
+    check_data(root, skip_bad=tmp_path / "usable")
+    before, after = find_cases(root), find_cases(tmp_path / "usable")
+    assert after.label_names == before.label_names == {"liver": 1, "spleen": 2}
+    assert [case.id for case in after.cases] == ["a", "c"]
+    for case in after.cases:
+        masks = next(other for other in before.cases if other.id == case.id).masks
+        assert [mask and mask.resolve() for mask in case.masks] == [mask and mask.resolve() for mask in masks]
+    assert [finding for finding in check_folder(after) if finding.level == "error"] == []
+
+
+def test_a_patient_in_two_sections_is_found_by_a_pattern(tmp_path):
+    root = msd_folder(tmp_path / "set", ["p1_a", "p1_b", "p2_a"])
+    (root / "split.json").write_text(json.dumps({"train": ["p1_a", "p2_a"], "test": ["p1_b"]}), encoding="utf-8")
+    assert [finding.kind for finding in check_data(root)] == []
+    (finding,) = check_data(root, patient_pattern=r"^(p\d)_")
+    assert finding.level == "error" and "patient p1 is in 'train' (p1_a) and in 'test'" in finding.message
+    with pytest.raises(InputError, match="matches none of the 3 case ids"):
+        check_data(root, patient_pattern="^(x)$")
