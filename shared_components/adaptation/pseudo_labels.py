@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shared_components.data.cases import find_cases
-from shared_components.data.datalists import inference_cases
+from shared_components.data.datalists import inference_cases, note_failure
 from shared_components.data.files import image_stem
 from shared_components.data.split import sections
 from shared_components.errors import InputError
@@ -56,6 +56,8 @@ def target_images(
     if failures:
         logger.warning("%s: %d images left out: %s", dataset_dir, len(failures), " | ".join(failures))
     folder = find_cases(dataset_dir, num_channels)
+    for failure in failures:
+        note_failure(folder.root, failure, failure)
     ids = set(sections(folder)[section])
     wanted = {str(case.images[0]) for case in folder.cases if case.id in ids and case.images}
     found = [item for item in usable if _first(item["image"]) in wanted]

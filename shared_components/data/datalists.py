@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
@@ -228,8 +229,13 @@ def _without_errors(
 def note_left_out(folder: CaseFolder, errors: Sequence[Finding]) -> None:
     """Keep what is wrong with cases that ``skip_bad`` leaves out, for the end of the run (`left_out`)."""
     for error in errors:
-        lines = _LEFT_OUT.setdefault((str(folder.root), error.case), [])
-        lines += [line for line in [describe(error, folder.root)] if line not in lines]
+        note_failure(folder.root, error.case, describe(error, folder.root))
+
+
+def note_failure(root: Path, case: str, line: str) -> None:
+    """Keep a line about a case of the folder ``root`` that is left out, once, for the end of the run (`left_out`)."""
+    lines = _LEFT_OUT.setdefault((str(root), case), [])
+    lines += [line] if line not in lines else []
 
 
 def left_out() -> list[str]:
