@@ -23,7 +23,7 @@ from tqdm import tqdm
 from shared_components.data.cases import find_cases
 from shared_components.data.datalists import inference_cases, note_failure
 from shared_components.data.files import image_stem
-from shared_components.data.split import sections
+from shared_components.data.split import choose_split, sections
 from shared_components.errors import InputError
 from shared_components.training.files import load_safely
 
@@ -34,7 +34,13 @@ DESCRIPTION = "pseudo_labels.json"
 
 
 def target_images(
-    dataset_dir: str | os.PathLike, section: str, skip_bad: bool = False, num_channels: int = 3
+    dataset_dir: str | os.PathLike,
+    section: str,
+    skip_bad: bool = False,
+    num_channels: int = 3,
+    fold: int | None = None,
+    num_folds: int = 5,
+    patient_pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """List a section's images of the target domain; labels in the folder are not looked at.
 
@@ -46,6 +52,7 @@ def target_images(
         section: "train", "validation" or "test".
         skip_bad: leave out unreadable images, with a warning, instead of refusing the section.
         num_channels: that the images are loaded with.
+        fold, num_folds, patient_pattern: how the folder is divided, as for `shared_components.data.datalists.datalist`.
 
     Raises:
         InputError: the folder does not exist, an image cannot be used, or the section has none.
@@ -56,6 +63,7 @@ def target_images(
     if failures:
         logger.warning("%s: %d images left out: %s", dataset_dir, len(failures), " | ".join(failures))
     folder = find_cases(dataset_dir, num_channels)
+    choose_split(folder, fold, num_folds, patient_pattern)
     for failure in failures:
         note_failure(folder.root, failure, failure)
     ids = set(sections(folder)[section])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,18 @@ def test_images_of_a_section_without_their_labels(target, tmp_path):
         assert [item["image"].rpartition("/")[2][:-4] for item in found] == split[section]
     with pytest.raises(InputError, match="no such folder"):
         target_images(tmp_path / "none", "train")
+
+
+def test_folds_deal_the_images_that_are_not_tested(target):
+    split = json.loads((target / "split.json").read_text(encoding="utf-8"))
+    rest = sorted([*split["train"], *split["validation"]])
+    ids = {
+        (fold, section): [Path(item["image"]).stem for item in target_images(target, section, fold=fold, num_folds=2)]
+        for fold in range(2)
+        for section in ("train", "validation")
+    }
+    assert ids[0, "train"] == ids[1, "validation"] and ids[1, "train"] == ids[0, "validation"]
+    assert sorted(ids[0, "train"] + ids[0, "validation"]) == rest
 
 
 def test_labels_depend_on_their_image_alone_and_are_kept(target, weights, tmp_path):
