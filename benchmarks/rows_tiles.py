@@ -27,7 +27,7 @@ from shared_components.bundle_tools.settings import bfloat16_pays
 from shared_components.diffusion.segmenter import DiffusionSegmenter
 from shared_components.diffusion.tiles import TiledDenoiser
 
-SIZES = {"cdal_monuseg": (500, 500), "cdal_lung_cxr": (192, 192)}
+SIZES = {"cdal_monuseg": (500, 500), "cdal_lung_cxr": (128, 128)}
 NAIVE = "one member and one tile at a time, nothing cached, FIR by zero insertion"
 BY_ITSELF = "every tile sampled by itself, one member at a time, nothing cached, FIR by zero insertion"
 

@@ -13,7 +13,7 @@ from typing import Any
 from shared_components.data.fingerprint import Fingerprint
 
 _SIDES = re.compile(r"(?:^|[^a-z])(left|right|l|r)(?:$|[^a-z])", re.IGNORECASE)
-_TWO_VIEWS = 1.25  # ratio of voxel sizes up to which a volume is taken for isotropic
+_CUBES = 1.25  # ratio of voxel sizes up to which a volume is taken for isotropic
 _COARSE_AXIS = 1.5  # ratio from which on the coarsest axis is the one to slice along
 _FAR_NEIGHBOURS_MM = 6.0
 _ZERO_BACKGROUND = 0.2
@@ -198,17 +198,17 @@ def _geometry(found: Fingerprint, template: Template, task: Task) -> tuple[list[
 def _volume_geometry(found: Fingerprint, template: Template, task: Task) -> tuple[list[Choice], int]:
     spacing, size = found.median_spacing, found.median_size
     ratio = max(spacing) / min(spacing)
-    two_views = ratio <= _TWO_VIEWS
+    cubes = ratio <= _CUBES
     axis = spacing.index(max(spacing)) if ratio >= _COARSE_AXIS else 2
     axcodes = ("ASR", "SRA", "RAS")[axis]
     order = _permutation(axcodes)
     extent = [size[a] * spacing[a] for a in order]
-    target = [max(spacing)] * 3 if two_views else [spacing[a] for a in order]
+    target = [max(spacing)] * 3 if cubes else [spacing[a] for a in order]
     limit = _PLANE[task.device]
     coarsest = max(extent[0] / target[0], extent[1] / target[1]) / limit
     shrunk = coarsest > 1
     if shrunk:
-        target = [step * coarsest if a < 2 or two_views else step for a, step in enumerate(target)]
+        target = [step * coarsest if a < 2 or cubes else step for a, step in enumerate(target)]
     target = [float(f"{step:.3g}") for step in target]
     plane = [extent[a] / target[a] for a in range(3)]
     seen = "x".join(f"{step:.3g}" for step in spacing)
@@ -217,13 +217,18 @@ def _volume_geometry(found: Fingerprint, template: Template, task: Task) -> tupl
     patch.append(max(3, min(_PATCH_SLICES, round(plane[2]))))
     names = ("sagittal", "coronal", "axial")
     slicing = (
-        "voxels are nearly cubes: members slice along two axes, each sees what the other cannot"
-        if two_views
+        "voxels are nearly cubes: members slice along all three axes, each sees what the others cannot"
+        if cubes
         else f"{names[axis]} slices: voxels are {max(spacing):.3g} mm along that axis against {min(spacing):.3g} mm"
     )
     choices = [
         Choice("axcodes", axcodes, f"the last axis is the one to slice along ({names[axis]} slices)"),
-        Choice("slice_axes", [2, 0] if two_views else [2], slicing),
+        Choice("slice_axes", [2, 0, 1] if cubes else [2], slicing),
+        Choice(
+            "num_samples",
+            6 if cubes else 4,
+            "members, the same number along each axis, half of them mirrored",
+        ),
         Choice("pixdim", target, why),
         Choice("patch_size", patch, f"of volumes of {'x'.join(f'{side:.0f}' for side in plane)} voxels after that"),
         *_adjacent(target[2], plane[2]),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Resize, Resized, Spacingd
+from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, Resize, Resized, Spacingd
 from monai.transforms.spatial.functional import resize
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
@@ -153,6 +153,38 @@ class _EnsureVolume(InvertibleTransform):
     def inverse(self, volume: MetaTensor) -> MetaTensor:
         flat = self.pop_transform(volume)[TraceKeys.EXTRA_INFO]["flat"]
         return volume.squeeze(-1) if flat else volume
+
+
+class RandSliceAxisd(RandomizableTransform, MapTransform):
+    """Let one of several axes, drawn anew for each volume, change places with the last one.
+
+    A network of slices so learns slices along each of them, as `shared_components.diffusion.DiffusionSegmenter` shows
+    them with the same ``slice_axes``. For training: an affine is left as it is, and there is no inverse. Input:
+    (C, X, Y, Z).
+
+    Args:
+        keys: entries of one case, which are all turned alike.
+        slice_axes: some of 0, 1, 2; with one, nothing is drawn.
+
+    Raises:
+        InputError: no such axis, or none.
+    """
+
+    def __init__(self, keys: KeysCollection, slice_axes: Sequence[int], allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self)
+        if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
+            raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
+        self.slice_axes = list(slice_axes)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn the keys of ``data``."""
+        several = len(self.slice_axes) > 1
+        axis = self.slice_axes[int(self.R.randint(len(self.slice_axes))) if several else 0]
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = torch.as_tensor(result[key]).transpose(axis + 1, 3)
+        return result
 
 
 class PercentileNormalized(MapTransform):

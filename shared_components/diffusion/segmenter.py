@@ -13,6 +13,7 @@ from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
+from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.errors import InputError, out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class DiffusionSegmenter(nn.Module):
             should be the same along both. Members of several axes see what a slice's neighbours cannot show.
         max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory, and is halved, which
             changes no result, where the memory does not do.
+        decision: ``argmax``, or ``expected_dice`` (`shared_components.ensembling.weigh_by_expected_dice`).
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
         **process_options: of `ReverseProcess`: ``sampler``, ``prediction_type``, ``spacing``, ``clip`` and others.
@@ -72,6 +74,7 @@ class DiffusionSegmenter(nn.Module):
         mirror_members: bool = False,
         slice_axes: Sequence[int] = (2,),
         max_batch_size: int = 64,
+        decision: str = "argmax",
         amp: bool = False,
         seed: int = 0,
         **process_options: Any,
@@ -81,6 +84,8 @@ class DiffusionSegmenter(nn.Module):
         _check_count("max_batch_size", max_batch_size)
         if combine not in COMBINE_CHOICES:
             raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
+        if decision not in DECISIONS:
+            raise InputError(f"decision must be one of {', '.join(DECISIONS)}, not {decision!r}")
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
         if label_coding is None:
@@ -104,6 +109,7 @@ class DiffusionSegmenter(nn.Module):
         self.mirror_members = mirror_members
         self.slice_axes: List[int] = list(slice_axes)
         self.max_batch_size = max_batch_size
+        self.decision = decision
         self.amp = amp
         self.seed = seed
         self.num_classes: int = label_coding.num_classes
@@ -181,11 +187,13 @@ class DiffusionSegmenter(nn.Module):
     def _fuse(self, views: List[Tensor]) -> Tensor:
         """One prediction (B, C, *spatial) of what `_segment_slices` returned for each view."""
         if self.combine == "staple":
-            return combine_members(torch.cat(views), "staple")
-        total = torch.zeros_like(views[0][0])
-        for index, view in enumerate(views):
-            total += view[0] * self._member_indices(index, len(views)).shape[0]
-        return total / self.num_samples
+            fused = combine_members(torch.cat(views), "staple")
+        else:
+            fused = torch.zeros_like(views[0][0])
+            for index, view in enumerate(views):
+                fused += view[0] * self._member_indices(index, len(views)).shape[0]
+            fused = fused / self.num_samples
+        return weigh_by_expected_dice(fused) if self.decision == "expected_dice" else fused
 
     def _member_indices(self, first: int, stride: int) -> Tensor:
         return torch.arange(first, self.num_samples, stride, device=self.schedule.device)

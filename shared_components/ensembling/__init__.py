@@ -1,6 +1,7 @@
 """From the members of an ensemble to one prediction, its uncertainty, and how well that is calibrated."""
 
 from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
+from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.ensembling.staple import staple
 from shared_components.ensembling.uncertainty import (
     PredictiveEntropyd,
@@ -12,6 +13,7 @@ from shared_components.ensembling.uncertainty import (
 
 __all__ = [
     "COMBINE_CHOICES",
+    "DECISIONS",
     "PredictiveEntropyd",
     "calibration_bins",
     "calibration_error",
@@ -20,4 +22,5 @@ __all__ = [
     "entropy",
     "error_detection_auroc",
     "staple",
+    "weigh_by_expected_dice",
 ]

@@ -70,17 +70,17 @@ def settings(found, template, wanted=None) -> dict:
 @pytest.mark.parametrize(
     ("spacing", "axcodes", "slice_axes"),
     [
-        ((1.0, 1.0, 1.1), "RAS", [2, 0]),
+        ((1.0, 1.0, 1.1), "RAS", [2, 0, 1]),
         ((1.0, 1.0, 3.0), "RAS", [2]),
         ((1.0, 3.0, 1.0), "SRA", [2]),
         ((4.0, 1.0, 1.0), "ASR", [2]),
         ((1.0, 1.0, 1.4), "RAS", [2]),
     ],
 )
-def test_slices_lie_across_the_coarsest_axis_and_cubes_are_seen_from_two_sides(spacing, axcodes, slice_axes):
+def test_slices_lie_across_the_coarsest_axis_and_cubes_are_seen_from_three_sides(spacing, axcodes, slice_axes):
     found = settings(volumes((60.0, 60.0, 60.0), spacing), VOLUMES)
     assert (found["axcodes"], found["slice_axes"]) == (axcodes, slice_axes)
-    assert found["pixdim"][2] == max(spacing)
+    assert found["pixdim"][2] == max(spacing) and found["num_samples"] == (6 if len(slice_axes) == 3 else 4)
     assert len(slice_axes) == 1 or found["pixdim"] == [1.1, 1.1, 1.1]
 
 

@@ -23,6 +23,7 @@ from shared_components.data.transforms import (
     AveragingScaled,
     EnsureVolumed,
     PercentileNormalized,
+    RandSliceAxisd,
     RoundLabelsd,
     SidecarSafeSpacingd,
 )
@@ -110,6 +111,21 @@ def test_cropping_to_the_foreground_is_undone(tmp_path):
     data["pred"] = (data["image"] != 0).float()
     back = Invertd("pred", forward, orig_keys="image", nearest_interp=False)(data)["pred"]
     assert np.array_equal(back.numpy(), np.moveaxis(array != 0, -1, 0)) and np.allclose(back.affine, affine)
+
+
+def test_axes_change_places_as_the_segmenter_shows_them():
+    volume = torch.arange(24.0).reshape(1, 2, 3, 4)
+    turn = RandSliceAxisd(["image", "label"], [2, 0, 1])
+    turn.set_random_state(0)
+    seen = [turn({"image": volume, "label": -volume}) for _ in range(60)]
+    for data in seen:
+        assert torch.equal(data["label"], -data["image"])
+    expected = [volume.transpose(axis + 1, 3) for axis in (2, 0, 1)]
+    counts = [sum(data["image"].shape == one.shape and data["image"].equal(one) for data in seen) for one in expected]
+    assert sum(counts) == 60 and min(counts) > 10
+    assert RandSliceAxisd("image", [2])({"image": volume})["image"].equal(volume)
+    with pytest.raises(InputError, match=r"one or several of 0, 1, 2, not \[3\]"):
+        RandSliceAxisd("image", [3])
 
 
 def ramp(shape: tuple[int, int]) -> MetaTensor:

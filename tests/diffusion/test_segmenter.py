@@ -10,6 +10,7 @@ from torch import nn
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedule
 from shared_components.diffusion.inferers import SamplingInferer
 from shared_components.diffusion.segmenter import DiffusionSegmenter
+from shared_components.ensembling import weigh_by_expected_dice
 from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
 
@@ -48,6 +49,14 @@ def test_result_does_not_depend_on_chunks(combine):
     for size in (1, 3, 7):
         part = segmenter(max_batch_size=size, **options)(VOLUME)
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("combine", ["mean", "staple"])
+def test_the_decision_weighs_what_the_members_agreed_on(combine):
+    plain = segmenter(num_samples=3, combine=combine)(VOLUME)
+    decided = segmenter(num_samples=3, combine=combine, decision="expected_dice")(VOLUME)
+    assert not torch.equal(decided, plain) or combine == "staple"
+    torch.testing.assert_close(decided, weigh_by_expected_dice(plain))
 
 
 def test_result_does_not_depend_on_the_batch():
@@ -168,6 +177,7 @@ def test_state_does_not_depend_on_how_it_samples():
         ({"num_inference_steps": 3}, r"1\.\.2 .*, not 3"),
         ({"num_inference_steps": -1}, r"1\.\.2 .*, not -1"),
         ({"sampler": "euler"}, "ddpm, ddim"),
+        ({"decision": "best"}, "decision must be one of argmax, expected_dice, not 'best'"),
         ({"slice_axes": (3,)}, r"slice_axes must be one or several of 0, 1, 2, not \[3\]"),
     ],
 )

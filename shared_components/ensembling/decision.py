@@ -1,0 +1,42 @@
+"""Which class a voxel is given: by the greatest probability, or so that the expected Dice is greatest."""
+
+import torch
+from torch import Tensor
+
+DECISIONS = ("argmax", "expected_dice")
+
+
+def weigh_by_expected_dice(probabilities: Tensor) -> Tensor:
+    """Scale the odds of the foreground classes so that the greatest of them makes the mask of the best expected Dice.
+
+    The most probable class makes the fewest wrong voxels, not the greatest Dice: that is reached at a threshold of half
+    the greatest Dice that can be expected (Lipton et al. 2014, "Optimal thresholding of classifiers to maximize F1
+    measure"), so at 0.4 where a Dice of 0.8 can be. For every image and class the threshold t is the one of 0.1 to 0.5
+    whose mask has the greatest expected Dice by the probabilities themselves, 2 * (their sum inside the mask) / (their
+    sum + the size of the mask); no label is needed. The odds are then multiplied by (1 - t) / t, so with two classes
+    the foreground is above 0.5 exactly where it was above t. A class that is above 0.5 nowhere keeps its odds: an image
+    without the object gets no mask by this. Scripts.
+
+    Args:
+        probabilities: (B, C, *spatial) of C >= 2 classes that sum to 1, background first.
+
+    Returns:
+        The same shape, sums to 1 over C.
+    """
+    flat = probabilities.flatten(2)
+    total = flat.sum(2)
+    best = torch.zeros_like(total)
+    threshold = torch.full_like(total, 0.5)
+    for step in range(17):  # 0.5, 0.475, ..., 0.1
+        tried = 0.5 - 0.025 * step
+        mask = flat > tried
+        expected = 2 * (flat * mask).sum(2) / (total + mask.sum(2)).clamp(min=1e-6)
+        better = expected > best
+        if step > 0:
+            better = better & (best > 0)
+        best = torch.where(better, expected, best)
+        threshold = torch.where(better, torch.full_like(threshold, tried), threshold)
+    odds = (1 - threshold) / threshold
+    odds[:, 0] = 1
+    weighed = flat * odds.unsqueeze(2)
+    return (weighed / weighed.sum(1, keepdim=True)).reshape(probabilities.shape)
