@@ -117,7 +117,7 @@ def test_check_data_of_the_real_bad_inputs(real_data, tmp_path):
     assert result.returncode == 1
     for file in ("imagesTr/hippocampus_118", "labelsTr/hippocampus_010", "labelsTr/hippocampus_281"):
         assert any(line.startswith("error") and file in line for line in result.stdout.splitlines())
-    assert json.loads((tmp_path / "good.json").read_text()) == []
+    assert json.loads((tmp_path / "good.json").read_text(encoding="utf-8")) == []
 
 
 def test_make_phantoms_prints_the_folder(tmp_path):

@@ -173,10 +173,10 @@ def write_toy_bundle(folder: Path, **changed: dict[str, Any]) -> Path:
     for name, content in contents.items():
         merged = {**deepcopy(content), **changed.get(name, {})}
         kept = {key: value for key, value in merged.items() if value is not None}
-        (folder / "configs" / f"{name}.json").write_text(json.dumps(kept, indent=4))
-    (folder / "configs" / "logging.conf").write_text(LOGGING)
-    (folder / "docs" / "README.md").write_text("A toy.")
-    (folder / "LICENSE").write_text("Apache-2.0")
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(kept, indent=4), encoding="utf-8")
+    (folder / "configs" / "logging.conf").write_text(LOGGING, encoding="utf-8")
+    (folder / "docs" / "README.md").write_text("A toy.", encoding="utf-8")
+    (folder / "LICENSE").write_text("Apache-2.0", encoding="utf-8")
     # Class 1 wins where the scaled intensity exceeds one half.
     state = {"weight": torch.tensor([-20.0, 20.0]).view(2, 1, 1, 1, 1), "bias": torch.tensor([10.0, -10.0])}
     torch.save(state, folder / "models" / "model.pt")

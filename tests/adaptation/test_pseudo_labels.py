@@ -53,7 +53,7 @@ def read(path: str) -> np.ndarray:
 
 
 def test_images_of_a_section_without_their_labels(target, tmp_path):
-    split = json.loads((target / "split.json").read_text())
+    split = json.loads((target / "split.json").read_text(encoding="utf-8"))
     for section in ("train", "validation", "test"):
         found = target_images(target, section)
         assert all(set(item) == {"image"} for item in found)

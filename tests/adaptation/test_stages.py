@@ -48,7 +48,7 @@ def test_each_domain_has_its_size():
 
 def test_every_override_is_a_key_of_its_configuration():
     for stage in plan(DATA, True, {}, "cpu"):
-        keys = json.loads((Path(BUNDLE) / "configs" / f"{stage.config}.json").read_text())
+        keys = json.loads((Path(BUNDLE) / "configs" / f"{stage.config}.json").read_text(encoding="utf-8"))
         assert set(stage.overrides) <= set(keys), stage.folder
 
 

@@ -36,7 +36,7 @@ def test_synthesiser_folders_hold_the_chosen_cases_alone(tmp_path):
     folder = added_pairs.link_cases(tmp_path / "all", tmp_path / "few", IDS[:3])
     assert sorted(file.name for file in (folder / "imagesTr").iterdir()) == [f"{case}.nii.gz" for case in IDS[:3]]
     assert (folder / "labelsTr" / f"{IDS[2]}.nii.gz").read_bytes() == IDS[2].encode()
-    assert json.loads((folder / "split.json").read_text()) == {"train": IDS[:3], "test": []}
+    assert json.loads((folder / "split.json").read_text(encoding="utf-8")) == {"train": IDS[:3], "test": []}
 
 
 def test_deformed_label_maps_keep_their_classes_and_differ(tmp_path):

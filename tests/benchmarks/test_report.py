@@ -20,7 +20,7 @@ def measured(name: str, opponent: float, project: float, passed: bool = True) ->
 
 
 def table_of(folder) -> dict[tuple[str, str], str]:
-    lines = (folder / "results.md").read_text().splitlines()
+    lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("|") and line.split("|")[1].strip() in CONTENTS]
     return {(line.split("|")[1].strip(), line.split("|")[2].strip()): line for line in rows}
 
@@ -29,7 +29,7 @@ def test_rows_never_run_say_so(tmp_path):
     Results(tmp_path).add("rows", measured("a4", 6.0, 2.0).record(), environment("cpu", 0))
     table = table_of(tmp_path)
     assert len(table) == 2 * len(CONTENTS) - len(CPU_ONLY)
-    text = (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     for name, bundles in MEASURED_FOR.items():
         assert all(f"| {name} | cpu | {content_of(name, bundle)} |" in text for bundle in bundles)
     assert "**3.00** (3.00 to 3.00)" in table["a4", "cpu"]
@@ -38,7 +38,11 @@ def test_rows_never_run_say_so(tmp_path):
 
 def test_a_row_of_one_bundle_leaves_the_others_not_run(tmp_path):
     Results(tmp_path).add("rows", measured("a1", 6.0, 2.0).record(), environment("cpu", 0))
-    lines = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a1 | cpu")]
+    lines = [
+        line
+        for line in (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| a1 | cpu")
+    ]
     assert len(lines) == len(MEASURED_FOR["a1"]) and content_of("a1", HIPPOCAMPUS) == CONTENTS["a1"]
     assert sum("not run" in line for line in lines) == len(lines) - 1
 
@@ -54,7 +58,7 @@ def test_a_row_measured_again_replaces_itself_and_no_other(tmp_path):
     Results(tmp_path).add("rows", measured("a4", 6.0, 2.0).record(), found_on)
     Results(tmp_path).add("rows", measured("h", 4.0, 2.0).record(), found_on)
     Results(tmp_path).add("rows", measured("a4", 10.0, 2.0).record(), found_on)
-    content = json.loads((tmp_path / "results.json").read_text())
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {row["name"]: row["ratio"]["ratio"] for row in content["rows"]} == {"a4": 5.0, "h": 2.0}
     assert content["rows"][0]["environment"]["packages"]["torch"]
 

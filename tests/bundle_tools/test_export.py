@@ -87,27 +87,27 @@ format=%(message)s
 def write_package(folder: Path, **changed: str) -> Path:
     for name, text in {**PACKAGE, **changed}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
 def write_bundle(folder: Path, inference: dict = INFERENCE) -> Path:
     for part in ("configs", "models", "docs", "eval", "configs/__pycache__"):
         (folder / part).mkdir(parents=True)
-    (folder / "configs/inference.json").write_text(json.dumps(inference))
+    (folder / "configs/inference.json").write_text(json.dumps(inference), encoding="utf-8")
     (folder / "configs/metadata.json").write_text(
         json.dumps({"version": "0.1.0", "description": "shared_components.x"})
     )
-    (folder / "configs/logging.conf").write_text(LOGGING)
-    (folder / "docs/README.md").write_text("card")
-    (folder / "LICENSE").write_text("licence")
+    (folder / "configs/logging.conf").write_text(LOGGING, encoding="utf-8")
+    (folder / "docs/README.md").write_text("card", encoding="utf-8")
+    (folder / "LICENSE").write_text("licence", encoding="utf-8")
     for leftover in (
         "eval/pred.nii.gz",
         "models/checkpoint_epoch=3.pt",
         "configs/__pycache__/x.pyc",
         "run.log",
     ):
-        (folder / leftover).write_text("output")
+        (folder / leftover).write_text("output", encoding="utf-8")
     torch.save({"weight": torch.tensor([0.5])}, folder / "models/model.pt")
     return folder
 
@@ -145,12 +145,14 @@ def test_the_export_holds_the_bundle_and_exactly_the_modules_it_needs(bundle: Pa
 def test_names_are_rewritten_and_prose_is_not(bundle: Path, tmp_path: Path) -> None:
     target = Path(export_bundle(str(bundle), str(tmp_path / "out")))
     name = vendored(target).name
-    config = json.loads((target / "configs/inference.json").read_text())
+    config = json.loads((target / "configs/inference.json").read_text(encoding="utf-8"))
     assert config["network_def"]["_target_"] == f"{name}.networks.tiny.Tiny"
     assert config["imports"][1] == f"$import {name}.reporting as parts"
-    assert f"qualname={name}\n" in (target / "configs/logging.conf").read_text()
-    assert "`python -m shared_components check_data`" in (target / name / "networks/tiny.py").read_text()
-    metadata = json.loads((target / "configs/metadata.json").read_text())
+    assert f"qualname={name}\n" in (target / "configs/logging.conf").read_text(encoding="utf-8")
+    assert "`python -m shared_components check_data`" in (target / name / "networks/tiny.py").read_text(
+        encoding="utf-8"
+    )
+    metadata = json.loads((target / "configs/metadata.json").read_text(encoding="utf-8"))
     assert metadata == {
         "version": "0.1.0",
         "description": "shared_components.x",
@@ -189,16 +191,16 @@ def test_what_initialize_does_moves_into_run(bundle: Path, tmp_path: Path) -> No
         "alone": {"network_def": 1, "run": ["$5"]},
     }
     for name, content in configs.items():
-        (bundle / f"configs/{name}.json").write_text(json.dumps(content, indent=4))
+        (bundle / f"configs/{name}.json").write_text(json.dumps(content, indent=4), encoding="utf-8")
     target = Path(export_bundle(str(bundle), str(tmp_path / "out")))
-    found = {name: json.loads((target / f"configs/{name}.json").read_text()) for name in configs}
+    found = {name: json.loads((target / f"configs/{name}.json").read_text(encoding="utf-8")) for name in configs}
     assert found == {
         "train": {"network_def": 1, "initialize_in_run": ["$1"], "run": ["$@initialize_in_run", "$2"]},
         "evaluate": {"run": ["$@initialize_in_run", "$3"]},
         "multi_gpu_train": {"initialize_in_run": ["$4"]},
         "alone": {"network_def": 1, "run": ["$5"]},
     }
-    lines = (target / "configs/train.json").read_text().splitlines()
+    lines = (target / "configs/train.json").read_text(encoding="utf-8").splitlines()
     assert lines[5:8] == ['    "run": [', '        "$@initialize_in_run",', '        "$2"']
 
 
@@ -228,10 +230,10 @@ def test_a_zip_holds_one_folder_named_after_the_bundle(bundle: Path, tmp_path: P
 
 
 def test_an_existing_output_is_refused_and_left_alone(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.zip").write_text("mine")
+    (tmp_path / "out.zip").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match=r"out.zip: exists; .* such as .*new_out.zip"):
         export_bundle(str(bundle), str(tmp_path / "out.zip"))
-    assert (tmp_path / "out.zip").read_text() == "mine"
+    assert (tmp_path / "out.zip").read_text(encoding="utf-8") == "mine"
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError, match=r"model: exists; .* such as .*model/tiny_disc"):
         export_bundle(str(bundle), str(tmp_path / "model"))

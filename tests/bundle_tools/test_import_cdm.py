@@ -192,7 +192,7 @@ def small_bundle(tmp_path) -> Path:
         },
     }
     for name, content in (("metadata", {}), ("inference", inference), ("paper", paper)):
-        (folder / "configs" / f"{name}.json").write_text(json.dumps(content))
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -176,10 +176,10 @@ def test_import_writes_the_overlay_network(bundle, tmp_path, name, prefix):
 
 def test_an_existing_output_is_kept(bundle, tmp_path):
     output = tmp_path / "paper.pt"
-    output.write_text("mine")
+    output.write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="exists; remove it or name another output"):
         import_checkpoint(str(bundle), save(published_tensors("hippo"), tmp_path), str(output))
-    assert output.read_text() == "mine"
+    assert output.read_text(encoding="utf-8") == "mine"
 
 
 def test_what_fits_no_overlay_writes_nothing(bundle, tmp_path):

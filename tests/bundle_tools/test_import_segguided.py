@@ -38,7 +38,7 @@ def diffusers_network(**options) -> nn.Module:
 
 
 def test_every_published_tensor_has_its_place() -> None:
-    published = {name: shape for name, shape, _ in json.loads(PUBLISHED.read_text())["tensors"]}
+    published = {name: shape for name, shape, _ in json.loads(PUBLISHED.read_text(encoding="utf-8"))["tensors"]}
     assert len(published) == 450
     with torch.device("meta"):
         network = MONAIDenoiser()
@@ -77,10 +77,10 @@ def small_bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     (folder / "configs").mkdir(parents=True)
     for name in ("inference", "metadata", "train", "paper"):
-        content = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
+        content = json.loads((BUNDLE / "configs" / f"{name}.json").read_text(encoding="utf-8"))
         if name == "paper":
             content["denoiser"]["channels"] = SMALL
-        (folder / "configs" / f"{name}.json").write_text(json.dumps(content))
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -41,7 +41,7 @@ def msd_folder(root: Path, ids: list[str], **meta: object) -> Path:
         save(root / "imagesTr" / f"{case}.nii.gz", some_image(number))
         save(root / "labelsTr" / f"{case}.nii.gz", some_label())
     content = {"modality": {"0": "MRI"}, "labels": LABELS, **meta}
-    (root / "dataset.json").write_text(json.dumps(content))
+    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return root
 
 

@@ -142,7 +142,7 @@ def test_layers_and_regions_without_a_pixel(tmp_path):
 )
 def test_what_cannot_be_used_is_named(tmp_path, content, message):
     tile(tmp_path / "a.tif")
-    (tmp_path / "a.xml").write_text(content)
+    (tmp_path / "a.xml").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=f"a.xml: .*{message}"):
         LoadLabelMapd("label")({"label": tmp_path / "a.xml"})
     (finding,) = check_case(Case("a", (tmp_path / "a.tif",), tmp_path / "a.xml"), [1], 3, spatial_dims=2)
@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_named(tmp_path, content, message):
 
 
 def test_nothing_is_fetched_or_expanded(tmp_path):
-    (tmp_path / "secret").write_text("5")
+    (tmp_path / "secret").write_text("5", encoding="utf-8")
     tile(tmp_path / "a.tif")
     bomb = "".join(f'<!ENTITY b{n} "{f"&b{n - 1};" * 10}">' for n in range(1, 12))
     types = [
@@ -255,7 +255,7 @@ def test_xml_files_of_another_kind_are_no_labels(tmp_path):
         tile(tmp_path / "set" / "images" / "a.tif")
         other = tmp_path / "set" / folder / "a.xml"
         other.parent.mkdir(exist_ok=True)
-        other.write_text("<annotation><filename>a.tif</filename></annotation>")
+        other.write_text("<annotation><filename>a.tif</filename></annotation>", encoding="utf-8")
         assert find_cases(tmp_path / "set").layout == "images"
 
 
@@ -275,7 +275,7 @@ def test_other_layouts(tmp_path):
     challenge_folder(tmp_path / "manifest")
     rows = [f"{name},Tissue Images/{name}.tif,Annotations/{name}.xml,test" for name in "abc"]
     for header, column in (("id,image,label,split", None), ("id,image,polygons,split", "polygons")):
-        (tmp_path / "manifest" / "manifest.csv").write_text("\n".join([header, *rows]))
+        (tmp_path / "manifest" / "manifest.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
         folder = find_cases(tmp_path / "manifest", label_column=column)
         assert folder.layout == "manifest" and folder.problems == []
         assert folder.cases[2].label == tmp_path / "manifest" / "Annotations" / "c.xml"
@@ -286,7 +286,7 @@ def test_other_layouts(tmp_path):
 def test_the_check_and_the_datalists(tmp_path, capsys, caplog):
     challenge_folder(tmp_path)
     save_xml(tmp_path / "Annotations" / "a.xml", region(SQUARE), region(OTHER) + region([(1, 1)], 2))
-    (tmp_path / "Annotations" / "b.xml").write_text("<Annotations>")
+    (tmp_path / "Annotations" / "b.xml").write_text("<Annotations>", encoding="utf-8")
     findings = check_data(tmp_path, labels={"nucleus": 1})
     assert kinds(findings) == [
         ("warning", "a", "annotation_layers"),
@@ -299,7 +299,7 @@ def test_the_check_and_the_datalists(tmp_path, capsys, caplog):
     good, failures = inference_cases(tmp_path, 3, spatial_dims=2)
     assert len(good) == 3 and failures == [], "labels are not looked at"
     save_xml(tmp_path / "Annotations" / "b.xml", "")
-    (tmp_path / "split.json").write_text('{"train": ["a", "b", "c"], "validation": []}')
+    (tmp_path / "split.json").write_text('{"train": ["a", "b", "c"], "validation": []}', encoding="utf-8")
     items = datalist(tmp_path, "train", {"nucleus": 1}, num_channels=3, spatial_dims=2)
     assert [Path(item["label"]).name for item in items] == ["a.xml", "b.xml", "c.xml"]
     assert "1 of 3 train cases have an annotation of several layers" in caplog.text

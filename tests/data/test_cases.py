@@ -26,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
 
 def test_msd_layout_with_names_labels_and_split(tmp_path):
     msd_folder(tmp_path, case_names(3))
-    (tmp_path / "split.json").write_text('{"train": ["case_01", "case_00"], "test": ["case_02"]}')
+    (tmp_path / "split.json").write_text('{"train": ["case_01", "case_00"], "test": ["case_02"]}', encoding="utf-8")
     save(tmp_path / "imagesTs" / "new.nii.gz", some_image())
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.channels) == ("msd", ("MRI",))
@@ -49,7 +49,7 @@ def test_the_list_of_dataset_json_decides_which_files_are_cases(tmp_path):
     listed = [{"image": "./imagesTr/a_img.nii.gz", "label": "./labelsTr/a_seg.nii.gz"}]
     touch(tmp_path, "imagesTr/a_img.nii.gz", "labelsTr/a_seg.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
     touch(tmp_path, "imagesTr/c.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
     folder = find_cases(tmp_path)
     assert [case.id for case in folder.cases] == ["a_img"]
     assert folder.cases[0].label == tmp_path / "labelsTr" / "a_seg.nii.gz"
@@ -59,8 +59,8 @@ def test_the_list_of_dataset_json_decides_which_files_are_cases(tmp_path):
 def test_a_split_brings_in_files_that_the_list_leaves_out(tmp_path):
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
     listed = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
-    (tmp_path / "split.json").write_text('{"train": ["a"], "test": ["b.nii.gz"]}')
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
+    (tmp_path / "split.json").write_text('{"train": ["a"], "test": ["b.nii.gz"]}', encoding="utf-8")
     folder = find_cases(tmp_path)
     assert [case.id for case in folder.cases] == ["a", "b"]
     assert folder.problems == []
@@ -69,7 +69,7 @@ def test_a_split_brings_in_files_that_the_list_leaves_out(tmp_path):
 def test_listed_files_that_do_not_exist_are_problems(tmp_path):
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/b.nii.gz")
     listed = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in "ab"]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
     folder = find_cases(tmp_path)
     assert kinds(folder) == [("error", "a", "no_label"), ("error", "b", "no_image")]
     assert folder.problems[0].file == str(tmp_path / "labelsTr" / "a.nii.gz")
@@ -89,7 +89,7 @@ def test_nnunet_layout_of_two_channels(tmp_path):
         "imagesTs/c_0000.nii.gz",
         "imagesTs/c_0001.nii.gz",
     )
-    (tmp_path / "dataset.json").write_text(json.dumps(meta))
+    (tmp_path / "dataset.json").write_text(json.dumps(meta), encoding="utf-8")
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.channels, folder.label_names) == ("nnunet", ("T1", "T2"), {"tumour": 1})
     assert [path.name for path in folder.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
@@ -102,7 +102,7 @@ def test_nnunet_layout_of_two_channels(tmp_path):
 def test_nnunet_version_1_with_modality_and_a_training_list(tmp_path):
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     listed = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
-    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "training": listed}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "training": listed}), encoding="utf-8")
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.cases[0].id, folder.problems) == ("nnunet", "a", [])
 
@@ -157,7 +157,7 @@ def test_label_suffixes_beside_channel_suffixes(tmp_path):
 
 def test_colour_pictures_of_nnunet_are_one_file_of_three_channels(tmp_path):
     touch(tmp_path, "imagesTr/a_0000.png", "imagesTr/b_0000.png", "labelsTr/a.png", "labelsTr/b.png")
-    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "R", "1": "G", "2": "B"}}')
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "R", "1": "G", "2": "B"}}', encoding="utf-8")
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.channels, folder.problems) == ("nnunet", ("R", "G", "B"), [])
     touch(tmp_path, "imagesTr/a_0001.png", "imagesTr/a_0002.png")
@@ -223,7 +223,7 @@ def test_an_image_or_a_label_alone_and_a_doubled_id_are_problems(tmp_path):
 
 def test_an_id_of_the_split_without_a_case_is_a_problem(tmp_path):
     msd_folder(tmp_path, ["a"])
-    (tmp_path / "split.json").write_text('{"train": ["a", "z"]}')
+    (tmp_path / "split.json").write_text('{"train": ["a", "z"]}', encoding="utf-8")
     (problem,) = find_cases(tmp_path).problems
     assert (problem.case, problem.kind, Path(problem.file).name) == ("z", "no_such_case", "split.json")
 
@@ -251,7 +251,7 @@ def test_channels_given_by_the_user_come_first(tmp_path):
 )
 def test_broken_json_names_file_and_reason(tmp_path, name, text, phrase):
     msd_folder(tmp_path, ["a"])
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as error:
         find_cases(tmp_path)
     assert phrase in str(error.value) and str(tmp_path / name) in str(error.value)

@@ -256,9 +256,9 @@ def test_check_data_writes_table_report_and_list(tmp_path, capsys):
     ]
     assert lines[6] == "error    case_01: imagesTr/case_01.nii.gz: empty file (0 bytes)"
     assert lines[7] == "4 cases checked, 3 usable: 1 errors, 0 warnings"
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert (report["num_errors"], report["num_usable"], report["findings"][0]["kind"]) == (1, 3, "unreadable")
-    good = json.loads((tmp_path / "good.json").read_text())
+    good = json.loads((tmp_path / "good.json").read_text(encoding="utf-8"))
     assert [Path(item["image"]).name[:7] for item in good] == ["case_00", "case_02", "case_03"]
     assert good[0]["label"] == str(root / "labelsTr" / "case_00.nii.gz")
     assert sorted(path.name for path in root.rglob("*")) == before

@@ -194,13 +194,13 @@ def test_what_many_cases_have_is_said_once(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "6 cases checked, 6 usable: 0 errors, 1 warnings"
     assert "note     6 cases, such as case_00.png: mask of 0 and 255: 255 is read as label 1" in lines
-    assert json.loads((tmp_path / "report.json").read_text())["num_warnings"] == 1
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["num_warnings"] == 1
 
 
 def test_check_data_takes_a_manifests_columns(tmp_path, capsys):
     root = picture_folder(tmp_path, 5)
     rows = [f"case_{i:02d},images/case_{i:02d}.png,masks/case_{i:02d}.png,p{i // 2}" for i in range(5)]
-    (root / "manifest.csv").write_text("\n".join(["id,image,mask_lung,patient", *rows]))
+    (root / "manifest.csv").write_text("\n".join(["id,image,mask_lung,patient", *rows]), encoding="utf-8")
     check_data(root, label_column="mask_lung")
     out = capsys.readouterr().out
     assert "layout    manifest\n" in out and "label in  column mask_lung\n" in out
@@ -226,7 +226,7 @@ def test_the_channels_named_are_the_number_the_model_takes(tmp_path):
             save_picture(tmp_path / channel / f"{case}.png", some_picture(number + 9 * (channel == "t1c"), (10, 12)))
         save_picture(tmp_path / "seg" / f"{case}.png", some_mask() // 64)
     rows = [f"{case},flair/{case}.png,t1c/{case}.png,seg/{case}.png" for case in "abc"]
-    (tmp_path / "manifest.csv").write_text("\n".join(["id,flair,t1c,seg", *rows]))
+    (tmp_path / "manifest.csv").write_text("\n".join(["id,flair,t1c,seg", *rows]), encoding="utf-8")
     (item,) = datalist(tmp_path, "train", [1, 2, 3], channels=["t1c", "flair"], spatial_dims=2)
     assert [Path(path).parent.name for path in item["image"]] == ["t1c", "flair"]
     good, failures = inference_cases(tmp_path, channels=["t1c"], spatial_dims=2)

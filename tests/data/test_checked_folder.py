@@ -76,7 +76,7 @@ def test_images_alone(tmp_path):
 def test_a_list_is_written_where_a_list_is_asked_for(tmp_path):
     root = msd_folder(tmp_path / "set", case_names(4))
     check_data(root, skip_bad=tmp_path / "good.json")
-    assert len(json.loads((tmp_path / "good.json").read_text())) == 4
+    assert len(json.loads((tmp_path / "good.json").read_text(encoding="utf-8"))) == 4
 
 
 def test_nothing_is_overwritten_and_copies_need_a_place(tmp_path):

@@ -24,7 +24,7 @@ def case_folder(root, case, image="image", label="seg_total"):
 def test_a_folder_a_case_names_its_results_by_the_folder(tmp_path):
     for case in ("patient_1", "patient_22"):
         case_folder(tmp_path, case)
-    (tmp_path / "patient_1" / "labels.json").write_text(json.dumps({"0": "background", "2": "liver"}))
+    (tmp_path / "patient_1" / "labels.json").write_text(json.dumps({"0": "background", "2": "liver"}), encoding="utf-8")
     folder = find_cases(tmp_path)
     assert (folder.layout, folder.channels, folder.label_column) == ("case folders", ("image",), "seg_total")
     assert [case.id for case in folder.cases] == ["patient_1", "patient_22"]

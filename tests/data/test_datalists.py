@@ -104,7 +104,7 @@ def test_leaks_are_refused_whatever_the_section(tmp_path):
     for section in ("train", "test"):
         with pytest.raises(InputError, match="case_04.*same image as case_00.nii.gz"):
             datalist(tmp_path, section, LABELS, skip_bad=True)
-    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:3], "test": ids[2:4]}))
+    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:3], "test": ids[2:4]}), encoding="utf-8")
     with pytest.raises(InputError, match="case case_02 is in 'train' and in 'test'"):
         datalist(tmp_path, "train", LABELS)
 
@@ -122,7 +122,7 @@ def test_labels_of_another_meaning_an_unknown_section_and_images_without_labels(
 def test_an_id_of_the_split_that_does_not_exist_is_refused(tmp_path):
     msd_folder(tmp_path, case_names(3))
     split = {"train": ["case_00", "case_09"], "validation": ["case_02"], "test": ["case_01"]}
-    (tmp_path / "split.json").write_text(json.dumps(split))
+    (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
     with pytest.raises(InputError, match="names case_09, but there is no such case"):
         datalist(tmp_path, "train", LABELS)
     assert names(datalist(tmp_path, "test", LABELS)) == ["case_01"]

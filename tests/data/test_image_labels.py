@@ -75,7 +75,7 @@ def test_a_manifest_of_words(tmp_path):
         picture(tmp_path / f"i{number}.png", number)
         rows.append(f"s{number},{('train', 'train', 'train', 'val', 'test', 'test')[number]},i{number}.png,"
                     f"{('normal', 'tumor')[number % 2]},p{number}")  # fmt: skip
-    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    (tmp_path / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
     assert [item["class"] for item in slice_list(tmp_path, "train")] == [0, 1, 0]
     assert [item["class"] for item in slice_list(tmp_path, "test")] == [0, 1]
 
@@ -114,7 +114,7 @@ def test_mistakes_are_told(tmp_path):
     for number, (section, kind) in enumerate((("train", "normal"), ("train", "normal"), ("test", "tumor"))):
         picture(tmp_path / f"i{number}.png", number)
         rows.append(f"s{number},{section},i{number}.png,{kind}")
-    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    (tmp_path / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(InputError, match="section 'train' has 0 positive ones of .* slices; expected some of either"):
         slice_list(tmp_path, "train")
     with pytest.raises(InputError, match="section 'training': expected one of train, validation, test"):
@@ -169,7 +169,7 @@ def test_slices_take_the_label_of_their_volume(volumes, tmp_path):
     cases = sorted((volumes / "imagesTr").glob("*_0000.nii.gz"))
     lines = [f"{file.name[:-12]},{file},{word}" for file, word in zip(cases, ("normal", "tumor", "tumor", "normal"))]
     (tmp_path / "listed").mkdir()
-    (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["id,image,class", *lines]) + "\n")
+    (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["id,image,class", *lines]) + "\n", encoding="utf-8")
     folder = prepare_slices(tmp_path / "listed", tmp_path / "by_words", labels_of="volume")
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -116,7 +116,7 @@ def test_split_json_comes_before_the_column_and_a_row_without_a_section_is_told(
     write(tmp_path, "id,image,mask,split", "a,a.png,m.png,train", "b,b.png,m.png,val", "c,c.png,m.png,")
     folder = find_cases(tmp_path)
     assert folder.split == {"train": ["a"], "validation": ["b"]} and kinds(folder) == [("warning", "c", "no_section")]
-    (tmp_path / "split.json").write_text('{"train": ["a", "c"], "test": ["b"]}')
+    (tmp_path / "split.json").write_text('{"train": ["a", "c"], "test": ["b"]}', encoding="utf-8")
     folder = find_cases(tmp_path)
     assert folder.split == {"train": ["a", "c"], "test": ["b"]} and folder.problems == []
 
@@ -148,8 +148,10 @@ def test_a_patient_in_two_sections_leaks(tmp_path):
     root = slices(tmp_path, "abc", sections_of={"c": "test"})
     assert find_leaks(find_cases(root)) == []
     assert sections(find_cases(root))["validation"] == ["b0", "b1", "b2"]
-    text = (root / "manifest.csv").read_text().replace("a1,a1.png,m.png,a,train", "a1,a1.png,m.png,a,test")
-    (root / "manifest.csv").write_text(text)
+    text = (
+        (root / "manifest.csv").read_text(encoding="utf-8").replace("a1,a1.png,m.png,a,train", "a1,a1.png,m.png,a,test")
+    )
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
     (leak,) = find_leaks(find_cases(root))
     assert (leak.level, leak.kind, leak.case) == ("error", "leak", "a1")
     assert "patient a is in 'train' (a0) and in 'test'" in leak.message

@@ -210,7 +210,7 @@ def test_an_unknown_kind_is_refused(tmp_path):
 def test_demonstration_data_makes_the_kind(tmp_path, caplog):
     folder = Path(demonstration_data(None, tmp_path, kind="lungs"))
     assert folder == tmp_path / "phantoms" and len(find_cases(folder).cases) == 24
-    assert json.loads((folder / "phantoms.json").read_text())["phantoms"]["kind"] == "lungs"
+    assert json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))["phantoms"]["kind"] == "lungs"
     assert "demonstration on synthetic phantoms" in caplog.text
 
 
@@ -260,7 +260,7 @@ def test_the_hippocampus_set_is_what_it_was():
 
 @pytest.mark.parametrize(("kind", "last"), [("hippocampus", {"2": "posterior"}), ("organs", {"5": "bones"})])
 def test_volumes_are_described_as_in_the_decathlon(kind, last, tmp_path):
-    described = json.loads((make_phantoms(tmp_path / "set", 3, 0, kind) / "dataset.json").read_text())
+    described = json.loads((make_phantoms(tmp_path / "set", 3, 0, kind) / "dataset.json").read_text(encoding="utf-8"))
     labels = described["labels"]
     assert labels["0"] == "background" and dict([list(labels.items())[-1]]) == last
     assert described["numTraining"] == len(described["training"]) == 3

@@ -82,7 +82,7 @@ def test_numbers_out_of_range_and_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_a_small_set_has_every_section(tmp_path):
-    split = json.loads((make_phantoms(tmp_path / "set", 3) / "split.json").read_text())
+    split = json.loads((make_phantoms(tmp_path / "set", 3) / "split.json").read_text(encoding="utf-8"))
     assert split == {"train": ["phantom_000"], "validation": ["phantom_001"], "test": ["phantom_002"]}
 
 

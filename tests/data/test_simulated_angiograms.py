@@ -20,8 +20,8 @@ def fundus(tmp_path_factory):
 
 def test_dark_vessels_become_bright_and_keep_their_labels(fundus, tmp_path):
     made = simulate_angiograms(fundus, tmp_path / "angiograms")
-    split = json.loads((made / "split.json").read_text())
-    assert split == {name: json.loads((fundus / "split.json").read_text())[name] for name in split}
+    split = json.loads((made / "split.json").read_text(encoding="utf-8"))
+    assert split == {name: json.loads((fundus / "split.json").read_text(encoding="utf-8"))[name] for name in split}
     for name in sum(split.values(), []):
         image, mask = (np.asarray(Image.open(made / kind / f"{name}.png")) for kind in ("images", "masks"))
         assert image.ndim == 2 and image.shape == mask.shape and image.shape[0] == image.shape[1]

@@ -38,10 +38,12 @@ def test_an_incomplete_case_moves_no_other(tmp_path):
 def test_a_split_file_decides_and_validation_comes_from_its_training_ids_alone(tmp_path):
     ids = case_names(12)
     msd_folder(tmp_path, ids)
-    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:9], "test": ids[9:]}))
+    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:9], "test": ids[9:]}), encoding="utf-8")
     parts = sections(find_cases(tmp_path))
     assert (parts["validation"], parts["test"]) == (["case_07"], ids[9:])
-    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:4], "val": ids[4:6], "test": ids[9:]}))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": ids[:4], "val": ids[4:6], "test": ids[9:]}), encoding="utf-8"
+    )
     assert sections(find_cases(tmp_path)) == {"train": ids[:4], "validation": ids[4:6], "test": ids[9:]}
 
 
@@ -54,7 +56,9 @@ def test_real_split_follows_the_rule(real_data):
 
 def test_a_case_in_two_sections_leaks(tmp_path):
     msd_folder(tmp_path, case_names(3))
-    (tmp_path / "split.json").write_text('{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}')
+    (tmp_path / "split.json").write_text(
+        '{"train": ["case_00", "case_01"], "validation": [], "test": ["case_01"]}', encoding="utf-8"
+    )
     (leak,) = find_leaks(find_cases(tmp_path))
     assert (leak.level, leak.case, leak.kind) == ("error", "case_01", "leak")
     assert "'train' and in 'test'" in leak.message
@@ -165,6 +169,8 @@ def test_a_single_patient_trains_and_validates_and_it_is_said(tmp_path, caplog):
 def test_a_fold_deals_the_validation_of_a_split_file_again(tmp_path):
     ids = case_names(8)
     msd_folder(tmp_path, ids)
-    (tmp_path / "split.json").write_text(json.dumps({"train": ids[:5], "validation": ids[5:6], "test": ids[6:]}))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": ids[:5], "validation": ids[5:6], "test": ids[6:]}), encoding="utf-8"
+    )
     parts = folds(find_cases(tmp_path), 3)
     assert sorted(case for part in parts for case in part["validation"]) == ids[:6]

@@ -185,7 +185,7 @@ def test_wrong_weights_are_rejected(label_python: Path, tmp_path: Path) -> None:
 def test_a_server_that_cannot_start_is_reported(label_python: Path, tmp_path: Path) -> None:
     image, _ = write_ball(tmp_path)
     bundle = write_toy_bundle(tmp_path / "ball")
-    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": "$1/0"}))
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": "$1/0"}), encoding="utf-8")
     done = run_acceptance(label_python, bundle, image)
     assert done.returncode == 1
     assert "PROBLEM: the server ended" in done.stderr or "PROBLEM: /info does not list ball" in done.stderr

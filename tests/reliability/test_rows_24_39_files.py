@@ -208,7 +208,7 @@ def test_row_36_paths_links_and_inputs_that_are_only_read(predictions):
 
 
 def test_row_37_unwritable_output(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="output_dir .*file/out: .*cannot be written to"):
         check_settings(output_dir=tmp_path / "file" / "out")
 

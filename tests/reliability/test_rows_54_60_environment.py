@@ -90,11 +90,11 @@ def test_row_55_ctrl_c_in_a_training(phantoms, tmp_path):
         command = [sys.executable, *bundle_command(config("train"), **options)]
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log)
         while not (output_dir / "training_state.pt").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-    told = (tmp_path / "log").read_text()
+    told = (tmp_path / "log").read_text(encoding="utf-8")
     assert "Traceback" not in told and "--resume True" in told
     assert not (output_dir / LOCK_FILE).exists()
     assert load_safely(output_dir / "training_state.pt")["progress"]["epoch"] >= 1
@@ -107,7 +107,7 @@ def test_row_56_missing_package(monkeypatch, tmp_path):
             for name in ("itk", "tensorboard"):
                 patch.delitem(sys.modules, name, raising=False)
             if package == "tensorboard":
-                (tmp_path / "itk.py").write_text("")
+                (tmp_path / "itk.py").write_text("", encoding="utf-8")
             importlib.invalidate_caches()
             with pytest.raises(InputError, match=f"the package {package} is not installed; pip install {package}"):
                 check_settings()

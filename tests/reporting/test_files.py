@@ -18,7 +18,7 @@ from shared_components.reporting.files import (
 
 def test_write_replaces_and_leaves_nothing_else(tmp_path):
     write_atomically(tmp_path / "a.txt", "old")
-    assert write_atomically(tmp_path / "a.txt", b"new").read_text() == "new"
+    assert write_atomically(tmp_path / "a.txt", b"new").read_text(encoding="utf-8") == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
     mask = os.umask(0o022)
     os.umask(mask)
@@ -34,12 +34,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"a\.txt: cannot be written \(No space left"):
         write_atomically(tmp_path / "a.txt", "new")
-    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
 
 
 def test_claim_makes_the_folder_and_guards_what_is_there(tmp_path):
     folder = claim_outputs(tmp_path / "a" / "b", ["*.csv"], overwrite=False)
-    (folder / "x.csv").write_text("mine")
+    (folder / "x.csv").write_text("mine", encoding="utf-8")
     claim_outputs(folder, ["*.png"], overwrite=False)
     claim_outputs(folder, ["*.csv"], overwrite=True)
     with pytest.raises(InputError, match=r"x\.csv is there already; .*overwrite"):
@@ -47,7 +47,7 @@ def test_claim_makes_the_folder_and_guards_what_is_there(tmp_path):
 
 
 def test_claim_refuses_what_cannot_be_a_folder(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="choose another output_dir"):
         claim_outputs(tmp_path / "file" / "out", [], overwrite=False)
 

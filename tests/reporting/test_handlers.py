@@ -152,7 +152,7 @@ def test_every_case_has_a_picture(evaluation):
 
 
 def test_page_holds_everything_itself(evaluation):
-    page = (evaluation[0] / "report.html").read_text()
+    page = (evaluation[0] / "report.html").read_text(encoding="utf-8")
     assert "Brightness &amp; &lt;friends&gt;" in page and "<friends>" not in page
     body = page.split("<h2>All cases</h2>")[1]
     assert all(f">case_{n}</" in body for n in range(6))
@@ -165,7 +165,7 @@ def test_page_holds_everything_itself(evaluation):
 
 
 def test_page_shows_worst_median_and_best(evaluation):
-    page = (evaluation[0] / "report.html").read_text()
+    page = (evaluation[0] / "report.html").read_text(encoding="utf-8")
     shown = re.findall(r"<b>(\w+) case</b> (case_\d)", page)
     rows = table(evaluation[0] / "metrics_per_case.csv")
     ranked = [row["case"] for row in sorted(rows, key=lambda row: float(row["dice_mean"]))]
@@ -239,7 +239,7 @@ def test_equal_names_stay_apart(tmp_path):
     dice = {row["case"]: row["dice_class_1"] for row in state.case_metrics}
     assert dice == pytest.approx({"a": 1, "a_2": 0.8, "a_3": 0.6, "case_004": 1, "case_005": 1})
     assert len(list(tmp_path.glob("*_overlay.png"))) == 5
-    assert (tmp_path / "report.html").read_text().count("data:image/png") == 5
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png") == 5
 
 
 def test_mistakes_are_named(tmp_path):
@@ -287,7 +287,7 @@ def two_processes(rank, folder):
 def test_two_processes_write_one_table(tmp_path):
     torch.multiprocessing.spawn(two_processes, (tmp_path,), nprocs=2)
     assert [row["case"] for row in table(tmp_path / "out" / "metrics_per_case.csv")] == ["a", "b", "c"]
-    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 3
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("data:image/png") == 3
 
 
 def test_real_case(real_data, tmp_path):

@@ -43,7 +43,7 @@ def test_a_network_is_trained_on_each_number_of_outlines(tmp_path):
         assert 0.9 < row["dice_low"] <= row["dice"] <= row["dice_high"] <= 1 and row["dice_3d"] > 0.9
     with open(tmp_path / "outlined_slices_per_training.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
-    assert (tmp_path / "outlined_slices.md").read_text().startswith("| outlined | dice |")
+    assert (tmp_path / "outlined_slices.md").read_text(encoding="utf-8").startswith("| outlined | dice |")
     again = run(items, tmp_path, overwrite=True)
     assert again == table
 

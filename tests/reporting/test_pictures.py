@@ -109,7 +109,7 @@ def test_pictures_and_volumes_in_one_run(tmp_path):
     summary = {row["metric"]: row for row in state.case_summary}
     assert (summary["hd95_mm_lesion"]["mean"], summary["hd95_mm_lesion"]["nan"]) == (1.5, 1)
     assert state.near_foreground.startswith("Within 5 mm or px of")
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'aria-label="HD95 (mm)"' in page and 'aria-label="HD95 (px)"' in page
 
 
@@ -253,7 +253,7 @@ def test_an_evaluation_of_pictures(nuclei):
 
 
 def test_the_page_speaks_of_pixels_and_objects(nuclei):
-    page = (nuclei[0] / "report.html").read_text()
+    page = (nuclei[0] / "report.html").read_text(encoding="utf-8")
     for phrase in ("HD95 (px), nucleus", "share of correct pixels", "Within 5 px", "IoU, nucleus", "<dt>AJI</dt>"):
         assert phrase in page
     assert "voxel" not in page and "radiological" not in page and "objects in the reference" in page
@@ -261,7 +261,7 @@ def test_the_page_speaks_of_pixels_and_objects(nuclei):
 
 def test_the_page_of_volumes_is_as_it_was(tmp_path):
     run_on([square_case("a.nii.gz", shape=(30, 24, 5))], CaseMetrics(tmp_path), ReportHandler(tmp_path))
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "radiological" not in page  # no pictures were drawn
     assert "share of correct voxels" in page and "pixel" not in page
     terms = ["Dice", "HD95", "ASSD", "ECE near foreground", "Error AUROC near foreground", "Near foreground"]

@@ -82,7 +82,7 @@ def test_the_folder_of_a_run_is_a_data_set(tmp_path: Path) -> None:
         "image": "imagesTr/s1.nii.gz", "label": "labelsTr/s1.nii.gz", "label_map": "/maps/map_1.nii.gz", "source": "",
         "seed": "6", "dropped": "", "mode": "generate",
     }  # fmt: skip
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 3
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))["numTraining"] == 3
     assert [path.name for path in (tmp_path / "out" / "previews").iterdir()] == ["grid_01.png"]
     with pytest.raises(InputError, match="is there already"):
         run(SyntheticSet(tmp_path / "out", LABELS), cases, batch)
@@ -145,7 +145,7 @@ def test_realistic_images_lie_nearer_to_real_ones(tmp_path: Path) -> None:
     assert near["FID"]["generated"] < 0.01 * far["FID"]["generated"] and near["FID"]["n"] == 6
     assert near["MMD"]["generated"] < 0.1 * far["MMD"]["generated"]
     assert near["FID"]["real"] < far["FID"]["generated"]
-    assert "mean and deviation" in (tmp_path / "synthesis.html").read_text()
+    assert "mean and deviation" in (tmp_path / "synthesis.html").read_text(encoding="utf-8")
 
 
 def test_a_single_picture_has_no_distribution(tmp_path: Path) -> None:

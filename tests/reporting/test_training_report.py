@@ -45,7 +45,7 @@ def test_history_and_page(tmp_path):
     assert [row["validation dice"] for row in rows] == ["", "0.2", "", "0.4"]
     assert [row["validation per_class_1"] for row in rows] == ["", "0.2", "", "0.2"]
     assert "attention_size" not in rows[0] and all(float(row["seconds"]) >= 0 for row in rows)
-    page = (tmp_path / "training.html").read_text()
+    page = (tmp_path / "training.html").read_text(encoding="utf-8")
     assert "Training &lt;1&gt;" in page and "epoch 4 of 4" in page and page.count("<polyline") == 5
     assert "<td>seed</td><td>3</td>" in page
 

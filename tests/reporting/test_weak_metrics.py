@@ -116,7 +116,7 @@ def test_all_methods_in_one_table(tmp_path):
     assert table[1]["negative_slices_marked"] == 0
     with open(tmp_path / "out" / "methods_per_slice.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
-    assert (tmp_path / "out" / "methods.md").read_text().startswith("| method | slices |")
+    assert (tmp_path / "out" / "methods.md").read_text(encoding="utf-8").startswith("| method | slices |")
     with pytest.raises(InputError, match="methods.csv is there already"):
         compare_methods({"right": Bright()}, loader, lambda case: case, tmp_path / "out")
 

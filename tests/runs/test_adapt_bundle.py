@@ -87,7 +87,9 @@ def test_from_a_folder_to_an_evaluation_report(real_data: Path, tmp_path: Path, 
     proof = PROOFS[name]
     data = real_data / proof.data
     bundle = adapted(proof, data, tmp_path, f"my_{name}")
-    channels = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
+    channels = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["network_data_format"][
+        "outputs"
+    ]["pred"]
     assert tuple(channels["channel_def"].values()) == ("background", *proof.classes)
 
     train, evaluate, inference = (bundle / "configs" / f"{file}.json" for file in ("train", "evaluate", "inference"))
@@ -102,7 +104,7 @@ def test_from_a_folder_to_an_evaluation_report(real_data: Path, tmp_path: Path, 
     assert {f"dice_{label}" for label in proof.classes} <= set(scores[0])
     assert (tmp_path / "run" / "evaluation" / "report.html").stat().st_size > 10_000
 
-    num_cases = json.loads((bundle / "docs" / "fingerprint.json").read_text())["num_cases"]
+    num_cases = json.loads((bundle / "docs" / "fingerprint.json").read_text(encoding="utf-8"))["num_cases"]
     if num_cases > MANY:  # the same bundle as the vessels', and minutes of pictures
         return
     trained_only = ("max_epochs", "val_interval", "patch_size", "crop_size", "crops_per_case", "slices_per_case")

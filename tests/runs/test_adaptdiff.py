@@ -122,7 +122,7 @@ def test_a_generator_without_a_segmenter_says_what_to_run_first(data, tmp_path):
 
 @pytest.mark.slow
 def test_all_stages_in_one_command(data, tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
     command = [
         "-m", "shared_components", "run_stages", "--bundle", BUNDLE, "--source_dir", str(data["fundus"]),
         "--target_dir", str(data["octa"]), "--output_dir", str(tmp_path / "run"), "--target_labels", "true",

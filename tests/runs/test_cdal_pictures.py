@@ -48,7 +48,7 @@ def lungs(tmp_path_factory) -> Path:
     for number, image in enumerate(sorted((source / "images").iterdir())):
         section = ("train", "train", "train", "train", "validation", "test")[number]
         lines.append(f"{image.stem},{section},images/{image.name},masks/{image.name},masks/{image.name}")
-    (source / "manifest.csv").write_text("\n".join(lines) + "\n")
+    (source / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return source
 
 

@@ -91,7 +91,7 @@ def write_odd_pictures(folder: Path, source: Path) -> dict[str, tuple[int, int]]
     good = {path.stem: Image.open(path).size for path in folder.iterdir()}
     whole = (folder / "own.png").read_bytes()
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "page.jpg").write_text("<html></html>")
+    (folder / "page.jpg").write_text("<html></html>", encoding="utf-8")
     return good
 
 
@@ -128,7 +128,7 @@ def brats_slices(source: Path, folder: Path) -> Path:
             pixels = middle if column == "seg" else 255 * middle / middle.max()
             Image.fromarray(pixels.T.astype(np.uint8)).save(folder / f"{column}_{number}.png")
         rows.append(f"s{number},{section},flair_{number}.png,t1c_{number}.png,seg_{number}.png,p{number}")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
 
