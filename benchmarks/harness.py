@@ -14,6 +14,7 @@ import torch
 
 STATUS_FILE = Path("/proc/self/status")
 CLEAR_FILE = Path("/proc/self/clear_refs")
+RESET_SLACK_KB = 16 * 1024
 
 
 @dataclass
@@ -151,11 +152,23 @@ def peak_memory(device: str = "cpu") -> Iterator[dict[str, float | None]]:
         yield peak
         peak["mb"] = torch.cuda.max_memory_allocated() / 1e6
         return
-    try:
-        CLEAR_FILE.write_text("5", encoding="utf-8")
-    except OSError:
+    if not _peak_was_reset():
         yield peak
         return
     yield peak
+    peak["mb"] = _memory_kb("VmHWM") / 1e3
+
+
+def _peak_was_reset() -> bool:
+    """Ask for the peak to be set to what is resident now, and look whether it was: a container may accept
+    the request and do nothing, and every later peak would be one of the past."""
+    try:
+        CLEAR_FILE.write_text("5", encoding="utf-8")
+        return _memory_kb("VmHWM") <= _memory_kb("VmRSS") + RESET_SLACK_KB
+    except OSError:
+        return False
+
+
+def _memory_kb(field_name: str) -> int:
     fields = dict(line.split(":", 1) for line in STATUS_FILE.read_text(encoding="utf-8").splitlines() if ":" in line)
-    peak["mb"] = int(fields["VmHWM"].split()[0]) / 1e3
+    return int(fields[field_name].split()[0])
