@@ -150,7 +150,13 @@ def plan(
 
     source, target = data.keys("source"), data.keys("target")
     generation = {"dataset_dir": data.source, "longest_side": data.longest_side, "ckpt_path": "@diffusion/model.pt"}
-    tuning = {"dataset_dir": "@pairs", "ckpt_path": "@segmenter/model.pt"}
+    tuning = {
+        "dataset_dir": "@pairs",
+        "ckpt_path": "@segmenter/model.pt",
+        "source_dir": data.source,
+        "source_polarity": data.source_polarity,
+        "source_longest_side": data.longest_side,
+    }
     stages = [
         made("segmenter", "train_segmenter", "model.pt", source),
         made("diffusion", "train", "model.pt", {**target, "segmenter_ckpt": "@segmenter/model.pt"}, ("segmenter",)),

@@ -12,6 +12,7 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
 from monai.transforms.traits import ThreadUnsafe
+from torch.utils.data import ConcatDataset
 
 
 class SeededCacheDataset(CacheDataset):
@@ -69,6 +70,15 @@ class SeededCacheDataset(CacheDataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._local = threading.local()
+
+
+class SeededConcatDataset(ConcatDataset):
+    """Several `SeededCacheDataset` one after another, each with transforms of its own, as one data set."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is drawn from now on, in all of them."""
+        for dataset in self.datasets:
+            dataset.set_epoch(epoch)
 
 
 def _private_copy(compose: Compose) -> Compose:

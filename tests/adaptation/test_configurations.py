@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler
 
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedules
+from shared_components.data.phantoms import make_phantoms
 from shared_components.data.seeded import SeededCacheDataset
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "adaptdiff_octa" / "configs"
@@ -43,7 +44,8 @@ def test_one_network_and_one_input_range_for_all_stages():
     assert len({json.dumps(read(name)["denoiser"]) for name in GENERATING}) == 1
     found = [item for name in (*SEGMENTING, "generate") for item in contrasts(read(name))]
     same = {
-        json.dumps({key: value for key, value in item.items() if key not in ("keys", "_disabled_")}) for item in found
+        json.dumps({key: value for key, value in item.items() if key not in ("keys", "vessel_polarity", "_disabled_")})
+        for item in found
     }
     assert len(same) == 1 and len(found) >= 7
     assert len({read(name)["clip_limit"] for name in SEGMENTING if "clip_limit" in read(name)}) == 1
@@ -51,8 +53,10 @@ def test_one_network_and_one_input_range_for_all_stages():
 
 def test_the_polarity_is_a_setting_of_every_data_set():
     polarity = {name: read(name)["vessel_polarity"] for name in (*SEGMENTING, "generate") if name != "finetune"}
+    polarity["finetune"] = read("finetune")["source_polarity"]
     assert polarity == {
         "train_segmenter": "dark", "train": "bright", "inference": "bright", "evaluate": "bright", "generate": "bright",
+        "finetune": "dark",
     }  # fmt: skip
 
 
@@ -94,6 +98,22 @@ def test_pairs_are_augmented_anew_in_every_epoch_and_stay_in_range():
         epochs.append(torch.stack([torch.as_tensor(data[index]["image"]) for index in range(6)]))
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     assert 0 <= epochs[0].min() and epochs[0].max() <= 1
+
+
+@pytest.mark.parametrize(("share", "crops"), [(0.0, 0), (0.25, 2), (0.5, 5)])
+def test_crops_of_the_source_are_a_share_of_the_samples(share, crops, tmp_path):
+    """Fine-tuned on generated pairs alone, as published, the network forgets what windows do not show."""
+    source = make_phantoms(tmp_path / "source", num_cases=5, seed=3, kind="fundus")
+    pairs = make_phantoms(tmp_path / "pairs", num_cases=8, seed=4, kind="octa")
+    tuned = parser("finetune")
+    tuned.update({"dataset_dir": str(pairs), "source_dir": str(source), "source_share": share, "crop_size": [64, 64]})
+    dataset = tuned.get_parsed_content("train#dataset")
+    assert [len(part) for part in dataset.datasets] == ([5, crops] if crops else [5])
+    dataset.set_epoch(1)
+    for item in (item for index in range(len(dataset)) for item in dataset[index]):
+        assert item["image"].shape == (1, 64, 64) and set(item["label"].unique().tolist()) <= {0, 1}
+        if item["label"].any():  # dark vessels of a photograph are bright here, as those of the pairs
+            assert item["image"][item["label"] == 1].mean() > item["image"][item["label"] == 0].mean()
 
 
 def test_published_networks_are_a_preset():

@@ -19,7 +19,7 @@ from monai.transforms import (
     RandScaleIntensityd,
 )
 
-from shared_components.data.seeded import SeededCacheDataset
+from shared_components.data.seeded import SeededCacheDataset, SeededConcatDataset
 
 
 def dataset(seed: int = 0, count: int = 6, **options) -> SeededCacheDataset:
@@ -113,6 +113,16 @@ def test_an_engine_that_tells_the_epoch_at_its_start_gets_that_epochs_items():
     for epoch, found in enumerate(seen, start=1):
         source.set_epoch(epoch)
         assert torch.equal(found, torch.stack(list(images(source).values())))
+
+
+def test_joined_datasets_are_each_themselves_in_every_epoch():
+    joined = SeededConcatDataset([dataset(seed=0, count=3), dataset(seed=1, count=3)])
+    first = dataset(seed=0, count=3), dataset(seed=1, count=3)
+    for epoch in (1, 2):
+        for part in (joined, *first):
+            part.set_epoch(epoch)
+        expected = [*images(first[0], range(3)).values(), *images(first[1], range(3)).values()]
+        assert equal(images(joined), dict(enumerate(expected)))
 
 
 def test_the_cached_items_stay_as_they_are():

@@ -85,6 +85,7 @@ def test_pairs_are_generated_tuned_on_and_used(stages, data):
     run_bundle(config("generate"), **options, output_dir=stages / "pairs").check_done()
     assert before.items() < files_below(stages / "pairs" / "images").items()
     tuned = {**SEGMENTER, **TRAINING, "crop_size": [64, 64], "output_dir": stages / "adapted"}
+    tuned["source_dir"] = data["fundus"]
     run_bundle(config("finetune"), **tuned).check_done()
     weights = {"ckpt_path": stages / "adapted" / "model.pt"}
     found = {**SEGMENTER, **weights, "dataset_dir": data["octa"]}
