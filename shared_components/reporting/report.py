@@ -101,7 +101,7 @@ def weights_and_sampling(engine: Any) -> dict[str, Any]:
             read.
     """
     network = getattr(engine, "network", None)
-    names = ("num_samples", "num_inference_steps", "combine", "seed", "amp")
+    names = ("num_samples", "num_inference_steps", "combine", "decision", "seed", "amp")
     sampling = {name: getattr(network, name) for name in names if isinstance(getattr(network, name, None), (int, str))}
     told: dict[str, Any] = {"command": " ".join(sys.argv)}
     if weights := getattr(engine.state, "weights", None):

@@ -19,6 +19,7 @@ from PIL import Image
 from shared_components.errors import InputError
 from shared_components.reporting import CaseMetrics, ReportHandler, SaveOverlays
 from shared_components.reporting.handlers import choose_cases, on_grid_of
+from shared_components.reporting.report import weights_and_sampling
 
 NAMES = {"core": 1, "shell": 2}
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0, 1.5, -4], [0, 1.0, 0, 3], [0, 0, 0, 1]])
@@ -249,6 +250,14 @@ def test_mistakes_are_named(tmp_path):
         run_on([[case]], CaseMetrics(tmp_path / "a"))
     with pytest.raises(InputError, match="put CaseMetrics before it"):
         run_on([[flat_case()]], ReportHandler(tmp_path / "b"))
+
+
+def test_a_run_tells_how_its_network_decides():
+    engine = Engine(lambda *_: None)
+    engine.network = torch.nn.Linear(3, 2)
+    engine.network.decision, engine.network.num_samples = "expected_dice", 4
+    model = weights_and_sampling(engine)["model"]
+    assert model == {"class": "Linear", "parameters": 8, "decision": "expected_dice", "num_samples": 4}
 
 
 def test_choice_of_cases():
