@@ -55,6 +55,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "resume": _SWITCH,
     "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),
     "skip_bad": _SWITCH,
+    "source_share": ("a share of at least 0 and less than 1", lambda v: type(v) in (int, float) and 0 <= v < 1),
     "val_interval": _whole(1),
 }
 

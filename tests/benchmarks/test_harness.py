@@ -64,7 +64,7 @@ def test_a_failed_gate_hides_samples():
 
 def test_peak_memory_sees_what_was_allocated_inside():
     """In a process of its own: one that has run other tests has freed memory to hand out again."""
-    found = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
     peaks = json.loads(found.stdout)
     if None in peaks:
         pytest.skip("this system cannot reset the peak memory of a process")

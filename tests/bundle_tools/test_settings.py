@@ -29,6 +29,8 @@ def keep_the_hook(monkeypatch):
         ({"learning_rate": 0}, "learning_rate is 0; expected a positive number"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"source_share": 1}, "source_share is 1; expected a share of at least 0 and less than 1"),
+        ({"source_share": -0.1}, "source_share is -0.1"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere: no such folder"),
         ({"ckpt_path": "nowhere.pt"}, "ckpt_path nowhere.pt: no such file"),
         ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda or cuda:N"),
