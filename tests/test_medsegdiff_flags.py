@@ -40,7 +40,7 @@ OVERRIDES: dict[str, tuple[dict[str, Any], Any]] = {
     "num_channels": ({"denoiser#channels": 64}, lambda p, n: n.denoiser.unet.stem.out_channels == 64),
     "num_res_blocks": ({"denoiser#num_res_blocks": 2}, lambda p, n: n.denoiser.tap_stride == 3),
     "num_heads": ({"denoiser#num_heads": 4}, lambda p, n: "num_heads': 4" in str(p["denoiser"])),
-    "class_cond": ({"denoiser#num_classes": 2}, lambda p, n: any(m.num_embeddings == 2 for m in embeddings(n))),
+    "class_cond": ({"num_classes": 2}, lambda p, n: any(m.num_embeddings == 2 for m in embeddings(n))),
     "learn_sigma": ({"learned_variance": False}, lambda p, n: not n.denoiser.learned_variance),
     "use_scale_shift_norm": ({"denoiser#use_scale_shift_norm": True}, None),
     "resblock_updown": ({"denoiser#resblock_updown": True}, None),

@@ -189,7 +189,7 @@ class _Finder:
             self._report_empty_cells(manifest, row, (masks or {}).get(row.id, ()))
             images = tuple(path for path in row.images if path)
             own = layout == "case folders"  # files in them are called alike, or by their channel
-            cases[row.id] = Case(row.id, images, row.label, (masks or {}).get(row.id, ()), own)
+            cases[row.id] = Case(row.id, images, row.label, (masks or {}).get(row.id, ()), own, row.class_label)
         if manifest.split is self.split:
             for case in manifest.without_section:
                 self._problem(case, manifest.file, "in no section: its split is empty", "no_section", "warning")

@@ -30,7 +30,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 class TimeEmbedding(nn.Module):
-    """Embed timesteps, and class labels where there are any: (B,) to (B, 4 * channels).
+    """Embed timesteps, and class labels where there are any (-1: not known): (B,) to (B, 4 * channels).
 
     Cosines, then sines, of frequencies ``10000 ** (-i / (channels / 2))``, and two linear layers. What is returned
     has gone through the activation that every residual block would apply to it: once is enough.
@@ -61,7 +61,8 @@ class TimeEmbedding(nn.Module):
         if class_labels is not None:
             if self.label_embedding is None:
                 raise ValueError("class_labels are given to a network without classes: build it with num_classes")
-            embedding = embedding + self.label_embedding(class_labels)
+            known = (class_labels >= 0).to(embedding.dtype).unsqueeze(1)
+            embedding = embedding + known * self.label_embedding(class_labels.clamp(min=0))
         return F.silu(embedding)
 
 

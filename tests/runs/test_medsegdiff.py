@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -252,3 +253,40 @@ def test_an_exported_bundle_of_pictures_runs_alone(trained, pictures, tmp_path):
     command = bundle_command("configs/inference.json", **options)
     run_python(str(script), *command[2:], cwd=alone).check_done()
     assert len(list((tmp_path / "out").glob("*_seg.png"))) == 6
+
+
+def write_manifest_of_classes(folder: Path, source: Path, told: str) -> Path:
+    """The phantoms with a manifest that says the class of each; ``told`` is that of the test case."""
+    shutil.copytree(source, folder)
+    split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    section = {case: name for name, cases in split.items() for case in cases}
+    rows = ["id,image,mask,split,class_label"]
+    for index, image in enumerate(sorted((folder / "images").iterdir())):
+        value = told if section[image.stem] == "test" else index % 2
+        rows.append(f"{image.stem},images/{image.name},masks/{image.name},{section[image.stem]},{value}")
+    (folder / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def test_a_network_is_told_the_class_that_the_manifest_holds(pictures, tmp_path):
+    folder = write_manifest_of_classes(tmp_path / "data", pictures, "1")
+    options = {**TINY_TRAINING, "dataset_dir": folder, "output_dir": tmp_path / "run", "num_classes": 2}
+    run_bundle(*config_of(PICTURES, "train"), **options).check_done()
+    weights = load(tmp_path / "run" / "model.pt")
+    (name,) = [name for name in weights if name.endswith("label_embedding.weight")]
+    assert weights[name].shape[0] == 2
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics_per_case.csv").read_text(encoding="utf-8").splitlines())
+    assert (tmp_path / "run" / "overlays" / f"{row['case']}_overlay.png").is_file()
+
+    weights[name] += torch.tensor([[10.0], [-10.0]])
+    torch.save(weights, tmp_path / "lively.pt")
+    shares = {}
+    for told in ("0", "1"):
+        images = write_manifest_of_classes(tmp_path / f"told_{told}", pictures, told)
+        options = {**TINY_NETWORK, "dataset_dir": images, "output_dir": tmp_path / f"out_{told}", "num_classes": 2}
+        run_bundle(*config_of(PICTURES, "inference"), **options, ckpt_path=tmp_path / "lively.pt").check_done()
+        cases = sorted((tmp_path / f"out_{told}").glob("*_uncertainty.png"))
+        shares[told] = {case.name: case.read_bytes() for case in cases}
+    differing = [name for name in shares["0"] if shares["0"][name] != shares["1"][name]]
+    split = json.loads((pictures / "split.json").read_text(encoding="utf-8"))
+    assert differing == [f"{case}_uncertainty.png" for case in split["test"]]

@@ -1,0 +1,54 @@
+"""The class of an image as one more channel of it, for denoisers that are told the class."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from shared_components.data.manifest import CLASS_COLUMN, UNKNOWN_CLASS
+from shared_components.errors import InputError
+
+
+class ClassLabelChanneld(MapTransform):
+    """Append a channel that holds an image's class everywhere, as `ClassFromCondition` expects it.
+
+    The class is the entry ``class_label`` of the case (a manifest's column of this name), -1 if there is none. It goes
+    last in a pipeline, behind what changes grey values.
+
+    Args:
+        keys: images (K, *spatial); they become (K + 1, *spatial).
+        num_classes: classes that the network knows; nothing is appended when ``None``.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int | None) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Append the channel.
+
+        Raises:
+            InputError: the class is not one of 0 to ``num_classes`` - 1, or -1.
+        """
+        result = dict(data)
+        if self.num_classes is None:
+            return result
+        label = int(result.get(CLASS_COLUMN, UNKNOWN_CLASS))
+        for key in self.key_iterator(result):
+            image = result[key]
+            if not UNKNOWN_CLASS <= label < self.num_classes:
+                name = getattr(image, "meta", {}).get("filename_or_obj", key)
+                raise InputError(
+                    f"{name}: {CLASS_COLUMN} is {label}, expected 0 to {self.num_classes - 1}; mend the "
+                    "manifest or give num_classes"
+                )
+            values = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            channel = torch.full_like(values[:1], label)
+            appended = torch.cat([values, channel])
+            result[key] = MetaTensor(appended).copy_meta_from(image) if isinstance(image, MetaTensor) else appended
+        return result
