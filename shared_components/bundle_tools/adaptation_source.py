@@ -55,8 +55,8 @@ def _template(parser: ConfigParser, train: Mapping[str, Any], multiple: int) -> 
     if "pixdim" in train:
         return Template("volumes", batch, math.prod(train["patch_size"]), None, multiple)
     if "crop_size" in train:
-        crop, crops = tuple(train["crop_size"]), train["crops_per_case"]
-        return Template("tiles", batch, math.prod(crop) * crops, crop, multiple, crops)
+        crop, crops = (parser.get_parsed_content(key) for key in ("crop_size", "crops_per_case"))
+        return Template("tiles", batch, math.prod(crop) * crops, tuple(crop), multiple, crops)
     plane = tuple(parser.get_parsed_content("image_size"))
     if "axcodes" in train:
         slices = train["slices_per_case"]

@@ -45,8 +45,10 @@ class DiffusionSegmenter(nn.Module):
         label_coding: how label maps are coded; one channel a class in [-1, 1] when ``None``.
         fusion: blends what was sampled with the map of a ``calibrated`` denoiser; the map is ignored when ``None``.
         num_adjacent_slices: neighbours on each side of a slice that the denoiser's condition holds; volumes only.
-        mirror_members: every second member sees the slices mirrored along their first axis and is mirrored back, for
-            structures of either side of the body and a denoiser trained with such flips.
+        mirror_members: members see the slices straight and mirrored in turn, and are mirrored back; for structures of
+            either side of the body, or of no orientation, and a denoiser trained with such flips.
+        mirror_axes: axes of a slice, of 0 and 1, that ``mirror_members`` mirrors along: with both, four members see the
+            slice straight, mirrored along the first, along the second, and along both.
         slice_axes: axes of a volume that the members slice it along in turn. Along another axis than the last, that
             axis changes places with the last one, so the denoiser must know slices of either kind and the spacing
             should be the same along both. Members of several axes see what a slice's neighbours cannot show.
@@ -72,6 +74,7 @@ class DiffusionSegmenter(nn.Module):
         fusion: Optional[nn.Module] = None,
         num_adjacent_slices: int = 0,
         mirror_members: bool = False,
+        mirror_axes: Sequence[int] = (0,),
         slice_axes: Sequence[int] = (2,),
         max_batch_size: int = 64,
         decision: str = "argmax",
@@ -88,6 +91,8 @@ class DiffusionSegmenter(nn.Module):
             raise InputError(f"decision must be one of {', '.join(DECISIONS)}, not {decision!r}")
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
+        if not mirror_axes or not set(mirror_axes) <= {0, 1} or len(set(mirror_axes)) < len(mirror_axes):
+            raise InputError(f"mirror_axes must be 0, 1 or both, not {list(mirror_axes)}")
         if label_coding is None:
             label_coding = LabelCoding(list(range(1, denoiser.in_channels)), coding="classes")
         if label_coding.num_channels != denoiser.in_channels:
@@ -107,6 +112,7 @@ class DiffusionSegmenter(nn.Module):
         self.combine = combine
         self.num_adjacent_slices = num_adjacent_slices
         self.mirror_members = mirror_members
+        self.mirror_axes: List[int] = list(mirror_axes)
         self.slice_axes: List[int] = list(slice_axes)
         self.max_batch_size = max_batch_size
         self.decision = decision
@@ -223,7 +229,10 @@ class DiffusionSegmenter(nn.Module):
     ) -> Tensor:
         """Class probabilities (M, N, C, H, W) of the members in the window (top, left, H, W) of N padded slices."""
         count = condition.shape[0]
-        seen = [condition, condition.flip(2)] if self.mirror_members else [condition]
+        seen = [condition]
+        if self.mirror_members:
+            for axis in self.mirror_axes:
+                seen = seen + [view.flip(axis + 2) for view in seen]
         features = [self.denoiser.encode_condition(view) for view in seen]
         at_once = max(1, self.max_batch_size // count)
         top, left, height, width = window
@@ -237,8 +246,10 @@ class DiffusionSegmenter(nn.Module):
                 member.repeat_interleave(count),
                 position.repeat(member.shape[0]),
             )
-            is_mirrored = (mirrored == 1).repeat_interleave(count).reshape(-1, 1, 1, 1)
-            sampled = torch.where(is_mirrored, sampled.flip(2), sampled)
+            # view v of ``seen`` is mirrored along the i-th axis where bit i of v is set
+            for index, axis in enumerate(self.mirror_axes):
+                is_mirrored = (mirrored // 2**index % 2 == 1).repeat_interleave(count).reshape(-1, 1, 1, 1)
+                sampled = torch.where(is_mirrored, sampled.flip(axis + 2), sampled)
             sampled = sampled[:, :, top : top + height, left : left + width]
             parts.append(self._decode(sampled).unflatten(0, [member.shape[0], count]))
         return torch.cat(parts)

@@ -11,8 +11,8 @@ from shared_components.errors import InputError
 class ClassFromCondition(nn.Module):
     """Tell a class-conditional denoiser the class that the condition's last channel holds (`ClassLabelChanneld`).
 
-    So the class travels with the image: training, ensembles, export and servers need not know of it. An image whose class
-    is not known holds -1, to which the denoiser adds no label embedding.
+    So the class travels with the image: training, ensembles, export and servers need not know of it. An image whose
+    class is not known holds -1, to which the denoiser adds no label embedding.
 
     Args:
         denoiser: takes ``class_labels`` behind its condition features, as `MedSegDiffV1` does with ``num_classes``.

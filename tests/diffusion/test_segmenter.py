@@ -107,6 +107,17 @@ def without_noise(**options) -> DiffusionSegmenter:
     return network
 
 
+def test_four_members_are_mirrored_along_both_axes():
+    image = VOLUME[:, :, :8, :6, 0]
+    both = {"mirror_members": True, "mirror_axes": (0, 1), "num_adjacent_slices": 0}
+    alone = without_noise(num_samples=1, num_adjacent_slices=0)
+    views = [alone(image.flip(axes)).flip(axes) if axes else alone(image) for axes in ((), (2,), (3,), (2, 3))]
+    assert min((a - b).abs().max() for i, a in enumerate(views) for b in views[:i]) > 1e-4
+    for count in (1, 2, 3, 4):
+        expected = torch.stack(views[:count]).mean(0)
+        torch.testing.assert_close(without_noise(num_samples=count, **both)(image), expected, atol=1e-5, rtol=0)
+
+
 def test_members_along_several_axes():
     """Slicing along the first axis is slicing the volume whose first and last axes changed places."""
     last, first = without_noise(num_samples=1)(VOLUME), without_noise(num_samples=1, slice_axes=(0,))(VOLUME)
@@ -151,7 +162,8 @@ def test_single_step_returns_the_denoiser_at_the_last_timestep():
 
 def test_scripted_network_equals_the_eager_one():
     for combine in ("majority", "staple"):
-        options = {"mirror_members": True, "slice_axes": (2, 0)} if combine == "staple" else {}
+        mirror = {"mirror_members": True, "mirror_axes": (1, 0)}
+        options = {"slice_axes": (2, 0), **mirror} if combine == "staple" else {}
         network = segmenter(num_samples=3, combine=combine, **options)
         scripted = torch.jit.script(network)
         torch.testing.assert_close(scripted(VOLUME), network(VOLUME), atol=1e-5, rtol=0)
@@ -173,6 +185,7 @@ def test_state_does_not_depend_on_how_it_samples():
     [
         ({"num_samples": 0}, "num_samples must be a whole number of at least 1, not 0"),
         ({"num_samples": 2.5}, "not 2.5"),
+        ({"mirror_axes": (0, 2)}, r"mirror_axes must be 0, 1 or both, not \[0, 2\]"),
         ({"combine": "vote"}, "majority, mean, staple, not 'vote'"),
         ({"num_inference_steps": 3}, r"1\.\.2 .*, not 3"),
         ({"num_inference_steps": -1}, r"1\.\.2 .*, not -1"),
