@@ -340,6 +340,19 @@ def test_what_is_marked_in_the_image_is_marked_in_the_same_place(segmenter: Path
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
 
 
+def test_the_loss_of_every_step_goes_to_tensorboard(bundle: Path) -> None:
+    """MONAI's handler leaves out what is no number, a tuple of one number among it, with no more than a warning."""
+    configs = [read(bundle, path.stem) for path in (bundle / "configs").glob("train*.json")]
+    handlers = [handler for config in configs if "train" in config for handler in config["train"].get("handlers", [])]
+    transforms = [handler["output_transform"] for handler in handlers if "tag_name" in handler]
+    assert transforms
+    for transform in transforms:
+        parser = ConfigParser({"imports": ["$from monai.handlers import from_engine"], "written": transform})
+        written = parser.get_parsed_content("written")({"loss": torch.tensor(2.5)})
+        values = list(written.values()) if isinstance(written, dict) else [written]
+        assert [float(value) for value in values if not isinstance(value, tuple)] == [2.5], transform
+
+
 # The model card
 
 

@@ -27,7 +27,7 @@ class Case:
 
     ``masks`` stands in for the label where there is a mask file for each class, ``None`` where a case lacks one.
     ``named`` says that other cases' files have the same names, so that results are to be called by the id.
-    ``class_label`` is the image's class in a manifest that has classes, -1 where it is not known.
+    ``class_label`` is the image's class as a manifest has it, empty where it is not known.
     """
 
     id: str
@@ -35,12 +35,12 @@ class Case:
     label: Path | None = None
     masks: tuple[Path | None, ...] = ()
     named: bool = False
-    class_label: int | None = None
+    class_label: str | None = None
 
-    def datalist_item(self) -> dict[str, str | list[str] | int]:
+    def datalist_item(self) -> dict[str, str | list[str]]:
         """Return the case as an entry of a MONAI datalist; "image" is a list for one file a channel."""
         paths = [str(path) for path in self.images]
-        item: dict[str, str | list[str] | int] = {"image": paths[0] if len(paths) == 1 else paths}
+        item: dict[str, str | list[str]] = {"image": paths[0] if len(paths) == 1 else paths}
         if self.label is not None:
             item["label"] = str(self.label)
         elif any(self.masks):

@@ -10,15 +10,17 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from shared_components.data.manifest import CLASS_COLUMN, UNKNOWN_CLASS
+from shared_components.data.manifest import CLASS_COLUMN
 from shared_components.errors import InputError
+
+UNKNOWN_CLASS = -1
 
 
 class ClassLabelChanneld(MapTransform):
     """Append a channel that holds an image's class everywhere, as `ClassFromCondition` expects it.
 
-    The class is the entry ``class_label`` of the case (a manifest's column of this name), -1 if there is none. It goes
-    last in a pipeline, behind what changes grey values.
+    The class is the entry ``class_label`` of the case (a manifest's column of this name), a whole number from 0 on; an
+    empty or missing one is -1, "not known". It goes last in a pipeline, behind what changes grey values.
 
     Args:
         keys: images (K, *spatial); they become (K + 1, *spatial).
@@ -33,18 +35,19 @@ class ClassLabelChanneld(MapTransform):
         """Append the channel.
 
         Raises:
-            InputError: the class is not one of 0 to ``num_classes`` - 1, or -1.
+            InputError: the class is not one of 0 to ``num_classes`` - 1, nor empty.
         """
         result = dict(data)
         if self.num_classes is None:
             return result
-        label = int(result.get(CLASS_COLUMN, UNKNOWN_CLASS))
+        cell = str(result.get(CLASS_COLUMN, ""))
+        label = int(cell) if cell.isdecimal() else UNKNOWN_CLASS
         for key in self.key_iterator(result):
             image = result[key]
-            if not UNKNOWN_CLASS <= label < self.num_classes:
+            if cell and not 0 <= label < self.num_classes:
                 name = getattr(image, "meta", {}).get("filename_or_obj", key)
                 raise InputError(
-                    f"{name}: {CLASS_COLUMN} is {label}, expected 0 to {self.num_classes - 1}; mend the "
+                    f"{name}: {CLASS_COLUMN} is '{cell}', expected 0 to {self.num_classes - 1}; mend the "
                     "manifest or give num_classes"
                 )
             values = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)

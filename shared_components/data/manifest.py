@@ -14,7 +14,6 @@ from shared_components.errors import InputError
 
 LABEL_COLUMNS = ("label", "mask", "seg", "segmentation")
 CLASS_COLUMN = "class_label"
-UNKNOWN_CLASS = -1
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
 
 
@@ -22,13 +21,13 @@ GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", 
 class Row:
     """A case: an absolute path for each image column and for the label, ``None`` where the cell is empty.
 
-    ``class_label`` is the image's class, `UNKNOWN_CLASS` where the cell is empty, ``None`` without such a column.
+    ``class_label`` is the image's class as it stands in the cell, ``None`` without such a column.
     """
 
     id: str
     images: tuple[Path | None, ...]
     label: Path | None
-    class_label: int | None = None
+    class_label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
 
     The id is the column "id", else the name of the first image without suffix. Paths are relative to the manifest's
     folder. Sections are those of the column "split" (train, validation or val, test), patients those of the first
-    column of `GROUP_COLUMNS`; the column "class_label" holds a whole number for an image, or nothing where its class is
-    not known.
+    column of `GROUP_COLUMNS`; the column "class_label" holds the class of an image, for models that are told it.
 
     Args:
         file: the manifest; separated by commas, semicolons or tabs.
@@ -79,7 +77,7 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
             or of Aperio annotations (.xml).
 
     Raises:
-        InputError: the file cannot be read, has no rows, or lacks a column that is needed; a class is no number.
+        InputError: the file cannot be read, has no rows, or lacks a column that is needed.
     """
     table = _Table(file)
     paths = [column for column in table.columns if table.holds_paths(column)]
@@ -91,7 +89,7 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
         images = tuple(_path(file.parent, cells[column]) for column in image_columns)
         label = _path(file.parent, cells[label_column]) if label_column else None
         case = cells.get("id") or next((_stem(path) for path in (*images, label) if path), f"row {number}")
-        rows.append(Row(case, images, label, _class_label(table, case, cells)))
+        rows.append(Row(case, images, label, cells.get(CLASS_COLUMN)))
         if group_column and cells[group_column]:
             groups[case] = cells[group_column]
     split, without = _split(table, [row.id for row in rows])
@@ -177,18 +175,6 @@ def _split(table: _Table, ids: list[str]) -> tuple[dict[str, list[str]] | None, 
         else:
             without.append(case)
     return {section: sorted(cases) for section, cases in split.items()} or None, without
-
-
-def _class_label(table: _Table, case: str, cells: dict[str, str]) -> int | None:
-    if CLASS_COLUMN not in table.columns:
-        return None
-    cell = cells[CLASS_COLUMN]
-    if cell and not cell.isdecimal():
-        raise InputError(
-            f"{table.file}: {CLASS_COLUMN} of {case} is '{cell}', expected a whole number from 0 on, or nothing where "
-            "it is not known"
-        )
-    return int(cell) if cell else UNKNOWN_CLASS
 
 
 def _path(folder: Path, cell: str) -> Path | None:
