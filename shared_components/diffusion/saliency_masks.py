@@ -73,7 +73,8 @@ class SaliencyMask(nn.Module):
             saliency = -saliency
         saliency = saliency.float()
         if self.kernel is not None:
-            saliency = separable_filtering(saliency, [self.kernel, self.kernel])
+            with torch.autocast(saliency.device.type, enabled=False):  # it would smooth in the networks' precision
+                saliency = separable_filtering(saliency, [self.kernel, self.kernel])
         body = torch.ones_like(saliency, dtype=torch.bool)
         if self.body_level is not None:
             body = (image > self.body_level).any(dim=1, keepdim=True)

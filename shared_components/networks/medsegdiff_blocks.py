@@ -29,6 +29,14 @@ class GroupNorm32(nn.GroupNorm):
         return normalised.to(x.dtype)
 
 
+class LabelEmbedding(nn.Embedding):
+    """An embedding of class labels (B,) int64, to which -1, "not known", is zero."""
+
+    def forward(self, labels: Tensor) -> Tensor:
+        embedded = F.embedding(labels.clamp(min=0), self.weight)
+        return embedded * (labels >= 0).to(embedded.dtype).unsqueeze(1)
+
+
 class TimeEmbedding(nn.Module):
     """Embed timesteps, and class labels where there are any (-1: not known): (B,) to (B, 4 * channels).
 
@@ -52,7 +60,7 @@ class TimeEmbedding(nn.Module):
         labels = None
         if num_classes is not None:
             # as nn.Embedding starts, but cheap on the meta device, too
-            labels = nn.Embedding(num_classes, 4 * channels, _weight=torch.randn(num_classes, 4 * channels))
+            labels = LabelEmbedding(num_classes, 4 * channels, _weight=torch.randn(num_classes, 4 * channels))
         self.label_embedding = labels
 
     def forward(self, timesteps: Tensor, class_labels: Optional[Tensor] = None) -> Tensor:
@@ -61,8 +69,7 @@ class TimeEmbedding(nn.Module):
         if class_labels is not None:
             if self.label_embedding is None:
                 raise ValueError("class_labels are given to a network without classes: build it with num_classes")
-            known = (class_labels >= 0).to(embedding.dtype).unsqueeze(1)
-            embedding = embedding + known * self.label_embedding(class_labels.clamp(min=0))
+            embedding = embedding + self.label_embedding(class_labels)
         return F.silu(embedding)
 
 
