@@ -155,6 +155,16 @@ def test_every_target_import_and_reference_resolves(bundle: Path) -> None:
     )
 
 
+def test_an_overlay_that_imports_keeps_what_the_configuration_before_it_imports(bundle: Path) -> None:
+    """Its list replaces the other's, whose expressions would then find names missing, in some cases only at the end."""
+    kept = [set(read(bundle, name)["imports"]) for name in ("train", "inference")]
+    for file in sorted((bundle / "configs").glob("*.json")):
+        overlay = read(bundle, file.stem)
+        if "imports" in overlay and "network_def" not in overlay:
+            lacking = [names - set(overlay["imports"]) for names in kept]
+            assert set() in lacking, f"{file.name}: {min(lacking, key=len)}"
+
+
 def test_properties_have_the_ids_of_the_bundle_specification(bundle: Path) -> None:
     train, evaluate, inference = (f"{bundle}/configs/{name}.json" for name in ("train", "evaluate", "inference"))
     metadata = str(bundle / "configs" / "metadata.json")
