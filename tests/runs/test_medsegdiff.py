@@ -217,7 +217,7 @@ def test_published_flags_as_typed(pictures, tmp_path):
     run_bundle(*config_of(PICTURES, "train", "paper"), **options).check_done()
     state = load(tmp_path / "training_state.pt")
     assert state["lr_scheduler"]["total_iters"] == 100 and state["timestep_sampler"]["counts"].sum() > 0
-    refused = run_bundle(*config_of(PICTURES, "train"), **{**options, "clip": "None"})
+    refused = run_bundle(*config_of(PICTURES, "train", "paper"), **{**options, "clip": "None"})
     check_refused(refused, "--clip", "'$None'")
 
 
