@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.transforms import Compose, Orientationd
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from shared_components.data.cases import Case
 from shared_components.data.check import usual_spatial_dims
 from shared_components.data.image_labels import find_labelled_slices
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
+from shared_components.data.slice_transforms import is_foreground
 from shared_components.data.split import sections
 from shared_components.errors import InputError
 
@@ -45,11 +47,12 @@ def prepare_slices(
 ) -> Path:
     """Write the axial slices of labelled volumes as 8-bit pictures, with their labels in ``manifest.csv``.
 
-    Grey values are clipped to the 0.5 and 99.5 percentile of a volume's voxels that are not zero, or to ``window``, and
-    scaled to 0..255 for the whole volume; so a slice keeps its brightness beside the others. A slice is positive if the
-    object covers at least ``min_share`` of the body and negative if it is not there; slices between are left out, as
-    are those with little body. Or every slice has the label of its volume (``labels_of``), for volumes of which only is
-    known whether they show the object. The sections of the volumes are kept, so a patient lies in one of them.
+    Grey values are clipped to the 0.5 and 99.5 percentile of a volume's voxels that are not background
+    (`is_foreground`), or to ``window``, and scaled to 0..255 for the whole volume; so a slice keeps its brightness beside
+    the others. A slice is positive if the object covers at least ``min_share`` of the body and negative if it is not
+    there; slices between are left out, as are those with little body. Or every slice has the label of its volume
+    (``labels_of``), for volumes of which only is known whether they show the object. The sections of the volumes are
+    kept, so a patient lies in one of them.
 
     The folder appears when it is complete; one that holds the same slices already is used as it is.
 
@@ -61,7 +64,7 @@ def prepare_slices(
         channel: index of the image channel to take.
         window: lowest and highest grey value, for CT such as -160 and 240. ``None`` takes percentiles.
         min_share: see above; of the body's pixels.
-        min_body: share of a slice's pixels that must be body: not zero, or above the window's lower end.
+        min_body: share of a slice's pixels that must be body: not background, or above the window's lower end.
         every: take every n-th slice.
         labels_of: what a label tells about, one of `LABELS_OF`: the ``slice``, by the label map; or the ``volume``, by
             the manifest, or by whether its label map holds the object anywhere.
@@ -172,7 +175,7 @@ def _write_case(folder: Path, case: str, loaded: dict[str, Any], settings: dict[
     mask = np.isin(loaded["label"][0].numpy(), settings["values"]) if "label" in loaded else None
     least = settings["min_share"] if settings["labels_of"] == "slice" else 0.0
     low, high = _limits(image, settings["window"])
-    body = image > low if settings["window"] else image != 0
+    body = image > low if settings["window"] else is_foreground(torch.from_numpy(image)).numpy()
     grey = np.where(body, np.clip((image - low) / max(high - low, 1e-12), 0, 1), 0)
     rows = []
     for z in range(0, image.shape[2], settings["every"]):
@@ -193,7 +196,7 @@ def _write_case(folder: Path, case: str, loaded: dict[str, Any], settings: dict[
 def _limits(image: np.ndarray, window: Sequence[float] | None) -> tuple[float, float]:
     if window is not None:
         return float(window[0]), float(window[1])
-    inside = image[image != 0]
+    inside = image[is_foreground(torch.from_numpy(image)).numpy()]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
     return float(low), float(high)
 

@@ -15,13 +15,25 @@ from shared_components.data.loaders import PICTURE_FORMAT
 from shared_components.errors import InputError
 
 
-class ForegroundScaled(MapTransform):
-    """Scale grey values to [-1, 1], or another range, what is zero to the lowest of it.
+def is_foreground(volume: torch.Tensor) -> torch.Tensor:
+    """Tell, as bool, which voxels are not background.
 
-    A volume is clipped to percentiles of its voxels that are not zero, all its slices by the same. A picture goes from
-    0 to 255: whoever wrote it has scaled it, `shared_components.data.slice_folder` in this way, and a slice alone would
-    be scaled otherwise than among its neighbours. Input: (C, *spatial) `MetaTensor`, as the loaders give; output
-    float32.
+    Background is the value that all corners hold, zero mostly, another one where someone has standardised the volume
+    before; zero where the corners differ.
+    """
+    corners = volume[tuple(slice(None, None, max(1, size - 1)) for size in volume.shape)].flatten()
+    is_one_value = ((corners - corners[0]).abs() <= 1e-5 * corners[0].abs()).all()  # resampling rounds
+    background = corners[0] if is_one_value else torch.zeros_like(corners[0])
+    return (volume - background).abs() > 1e-5 * background.abs()
+
+
+class ForegroundScaled(MapTransform):
+    """Scale grey values to [-1, 1], or another range, the background to the lowest of it.
+
+    A volume is clipped to percentiles of its voxels that are not background (`is_foreground`), all its slices by the
+    same. A picture goes from 0 to 255: whoever wrote it has scaled it, `shared_components.data.slice_folder` in this way,
+    and a slice alone would be scaled otherwise than among its neighbours. Input: (C, *spatial) `MetaTensor`, as the loaders
+    give; output float32.
 
     Args:
         keys: entries to scale.
@@ -62,7 +74,7 @@ class ForegroundScaled(MapTransform):
         return result
 
     def _scaled(self, channel: torch.Tensor, is_picture: bool) -> torch.Tensor:
-        inside = channel != 0
+        inside = channel != 0 if is_picture else is_foreground(channel)
         low, high = 0.0, 255.0
         if self.window is not None and not is_picture:
             (low, high), inside = self.window, channel > self.window[0]

@@ -214,3 +214,17 @@ def test_negative_slices_without_a_mask_get_an_empty_one(tmp_path):
     assert MaskOrEmptyd()({**image, "class": 0})["label"].sum() == 0
     with pytest.raises(InputError, match="a.png: positive, but it has no mask"):
         MaskOrEmptyd()({**image, "class": 1})
+
+
+@pytest.mark.parametrize("background", [-3.55, 2.0])
+def test_a_background_that_is_not_zero_is_taken_as_if_it_were(background):
+    volume = torch.rand(1, 12, 10, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    outside = torch.ones_like(volume, dtype=torch.bool)
+    outside[:, 3:9, 2:8, 1:5] = False
+    zero = ForegroundScaled("image")({"image": torch.where(outside, 0.0, volume)})["image"]
+    shifted = torch.where(outside, 0.0, volume) + background
+    other = ForegroundScaled("image")({"image": shifted})["image"]
+    torch.testing.assert_close(other, zero, atol=1e-5, rtol=0)
+    assert (other[outside] == -1).all() and other[~outside].std() > 0.3
+    noise = volume - background
+    assert torch.equal(ForegroundScaled("image")({"image": noise})["image"] > -1, noise > noise.quantile(0.005))
