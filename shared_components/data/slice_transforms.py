@@ -31,9 +31,9 @@ class ForegroundScaled(MapTransform):
     """Scale grey values to [-1, 1], or another range, the background to the lowest of it.
 
     A volume is clipped to percentiles of its voxels that are not background (`is_foreground`), all its slices by the
-    same. A picture goes from 0 to 255: whoever wrote it has scaled it, `shared_components.data.slice_folder` in this way,
-    and a slice alone would be scaled otherwise than among its neighbours. Input: (C, *spatial) `MetaTensor`, as the loaders
-    give; output float32.
+    same. A picture goes from 0 to 255: whoever wrote it has scaled it, `shared_components.data.slice_folder` in this
+    way, and a slice alone would be scaled otherwise than among its neighbours. Input: (C, *spatial) `MetaTensor`, as
+    the loaders give; output float32.
 
     Args:
         keys: entries to scale.
