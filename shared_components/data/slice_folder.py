@@ -49,10 +49,10 @@ def prepare_slices(
 
     Grey values are clipped to the 0.5 and 99.5 percentile of a volume's voxels that are not background
     (`is_foreground`), or to ``window``, and scaled to 0..255 for the whole volume; so a slice keeps its brightness
-    beside the others. A slice is positive if the object covers at least ``min_share`` of the body and negative if it is not
-    there; slices between are left out, as are those with little body. Or every slice has the label of its volume
-    (``labels_of``), for volumes of which only is known whether they show the object. The sections of the volumes are
-    kept, so a patient lies in one of them.
+    beside the others. A slice is positive if the object covers at least ``min_share`` of the body and negative if it
+    is not there; slices between are left out, as are those with little body. Or every slice has the label of its
+    volume (``labels_of``), for volumes of which only is known whether they show the object. The sections of the
+    volumes are kept, so a patient lies in one of them.
 
     The folder appears when it is complete; one that holds the same slices already is used as it is.
 
