@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.test_bundle_contract import BUNDLES, REPOSITORY, parser, read
-from tests.zoo_procedure import _input_shape
+from tests.zoo_procedure import input_shape
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
@@ -19,7 +19,7 @@ def bundle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> P
 
 def some_input(bundle: Path) -> torch.Tensor:
     """Blobs in the input's range, for networks that generate images a label map."""
-    channels, *spatial = _input_shape(bundle)
+    channels, *spatial = input_shape(bundle)
     low, high = read(bundle, "metadata")["network_data_format"]["inputs"]["image"]["value_range"] or (-1, 1)
     coarse = torch.rand(1, channels, *(2 for _ in spatial), generator=torch.Generator().manual_seed(0))
     fine = torch.nn.functional.interpolate(coarse, [max(2, 64 // size) * size for size in spatial[:2]] + spatial[2:])

@@ -171,14 +171,14 @@ def check_torchscript(bundle: Path) -> list[str]:
     exported, weights = f"{bundle}/models/verify_model.ts", f"{bundle}/models/model.pt"
     traced = bundle.name in TRACED
     override = {"num_inference_steps": 2, "amp": False} if traced else {}
-    tracing = {"use_trace": True, "input_shape": [1, *_input_shape(bundle)], **override} if traced else {}
+    tracing = {"use_trace": True, "input_shape": [1, *input_shape(bundle)], **override} if traced else {}
     ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **_inference_files(bundle), **tracing)
     if (bundle / "models" / "model.ts").exists():
         torch.jit.load(bundle / "models" / "model.ts")
     network = _network(bundle, **override)
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.amp = False  # the exported network has no mixed precision
-    image = torch.rand(1, *_input_shape(bundle), generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, *input_shape(bundle), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = (network.eval()(image) - torch.jit.load(exported).eval()(image)).abs().max().item()
     return [] if difference <= 1e-4 else [f"the exported network differs from the network by {difference}"]
@@ -193,7 +193,7 @@ def _inference_files(bundle: Path) -> dict[str, str]:
     }
 
 
-def _input_shape(bundle: Path) -> list[int]:
+def input_shape(bundle: Path) -> list[int]:
     """Channels and spatial shape of the network's input; ``n`` and ``p`` are 1, as the zoo tries them."""
     image = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     image = image["network_data_format"]["inputs"]["image"]
