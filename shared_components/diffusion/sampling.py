@@ -8,13 +8,17 @@ from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
 from shared_components.diffusion.noise import addressed_noise
-from shared_components.diffusion.reverse import ReverseProcess
+from shared_components.diffusion.reverse import PREDICTION_TYPES, ReverseProcess
 from shared_components.diffusion.segmenter import schedule_difference
 from shared_components.errors import InputError
 
 
 class SamplingNetwork(nn.Module):
     """A denoiser with its training schedule, which is part of the state dict, and a reverse process, which is not.
+
+    What the denoiser predicts is part of the state dict too, as a place in `PREDICTION_TYPES`: weights that were
+    trained to predict something else are refused, where sampling with them would make noise. Weights without it are
+    taken as the network's.
 
     Args:
         denoiser: with a denoiser's interface.
@@ -39,6 +43,7 @@ class SamplingNetwork(nn.Module):
         self._alphas_cumprod = scheduler.alphas_cumprod.detach().cpu().double()
         self.register_buffer("schedule", self._alphas_cumprod.float())
         self.process = self._process(num_inference_steps)
+        self.register_buffer("predicts", torch.tensor(PREDICTION_TYPES.index(self.process.prediction_type)))
         self.denoiser = denoiser
 
     def _process(self, num_inference_steps: Optional[int]) -> ReverseProcess:
@@ -51,11 +56,21 @@ class SamplingNetwork(nn.Module):
         return self.process.num_inference_steps
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        difference = schedule_difference(state_dict.get(prefix + "schedule"), self.schedule)
+        difference = schedule_difference(state_dict.get(prefix + "schedule"), self.schedule) or self._other_prediction(
+            state_dict.get(prefix + "predicts")
+        )
         if difference:
             errors.append(difference)
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if prefix + "predicts" in missing:
+            missing.remove(prefix + "predicts")
+
+    def _other_prediction(self, found: Optional[Tensor]) -> str:
+        if found is None or int(found) == int(self.predicts):
+            return ""
+        trained, own = PREDICTION_TYPES[int(found)], self.process.prediction_type
+        return f"the weights predict '{trained}', this network '{own}': give --prediction_type {trained}"
 
 
 class SliceNoise:

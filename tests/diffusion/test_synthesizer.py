@@ -305,6 +305,14 @@ def test_weights_of_another_schedule_are_refused() -> None:
     network(num_inference_steps=7, sampler="ddpm").load_state_dict(state)  # how to sample was not trained
 
 
+def test_weights_that_predict_something_else_are_refused() -> None:
+    weights = network(prediction_type="v_prediction").state_dict()
+    with pytest.raises(RuntimeError, match="weights predict 'v_prediction', this network 'sample': give --prediction_t"):
+        network(prediction_type="sample").load_state_dict(weights)
+    del weights["predicts"]  # as older weights have it
+    network(prediction_type="v_prediction").load_state_dict(weights)
+
+
 def test_it_exports_by_tracing() -> None:
     made, label = network(), label_map(1, 1, 8, 12)
     traced = torch.jit.trace(made, label, check_trace=False)
