@@ -36,12 +36,12 @@ def painted(label: Tensor, generator: torch.Generator) -> Tensor:
     return (0.2 + 0.3 * label + 0.05 * torch.randn(label.shape, generator=generator)).clamp(0, 1)
 
 
-def trained(generator: torch.Generator) -> DiffusionSynthesizer:
+def trained(generator: torch.Generator, prediction_type: str) -> DiffusionSynthesizer:
     torch.manual_seed(0)
     scheduler, encoding = DDPMScheduler(1000, "linear_beta", beta_start=1e-4, beta_end=0.02), MaskEncoding([1, 2])
     denoiser = MONAIDenoiser(1, 2, (8, 16, 32), 1, (False, False, False), norm_num_groups=8)
-    prepare = ImageDenoisingPrepareBatch(scheduler, encoding, ablation=0.25, prediction_type="v_prediction")
-    loss = DenoisingLoss(HybridLoss(scheduler, "v_prediction", learned_variance=False))
+    prepare = ImageDenoisingPrepareBatch(scheduler, encoding, ablation=0.25, prediction_type=prediction_type)
+    loss = DenoisingLoss(HybridLoss(scheduler, prediction_type, learned_variance=False))
     optimizer = torch.optim.AdamW(denoiser.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, STEPS)
     for _ in range(STEPS):
@@ -51,13 +51,14 @@ def trained(generator: torch.Generator) -> DiffusionSynthesizer:
         loss(denoiser(noisy, *arguments), targets).backward()
         optimizer.step()
         schedule.step()
-    options = {"num_inference_steps": 10, "prediction_type": "v_prediction"}
+    options = {"num_inference_steps": 10, "prediction_type": prediction_type}
     return DiffusionSynthesizer(denoiser, scheduler, encoding, **options).eval()
 
 
-def test_images_follow_their_label_maps() -> None:
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_images_follow_their_label_maps(prediction_type: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    network, label = trained(generator).requires_grad_(False), discs(16, generator)
+    network, label = trained(generator, prediction_type).requires_grad_(False), discs(16, generator)
     images = network(label, torch.arange(16))
     means = [float(images[label == value].mean()) for value in (0, 1, 2)]
     assert means[0] < means[1] - 0.1 < means[2] - 0.2
