@@ -307,7 +307,7 @@ def test_weights_of_another_schedule_are_refused() -> None:
 
 def test_weights_that_predict_something_else_are_refused() -> None:
     weights = network(prediction_type="v_prediction").state_dict()
-    with pytest.raises(RuntimeError, match="weights predict 'v_prediction', this network 'sample': give --prediction_t"):
+    with pytest.raises(RuntimeError, match="the weights predict 'v_prediction', this network 'sample': give --pred"):
         network(prediction_type="sample").load_state_dict(weights)
     del weights["predicts"]  # as older weights have it
     network(prediction_type="v_prediction").load_state_dict(weights)
