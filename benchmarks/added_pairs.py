@@ -154,7 +154,7 @@ def deform_labels(source: Path, target: Path, cases: Sequence[str], count: int) 
     return target
 
 
-def train_synthesiser(folder: Path, output: Path, steps: int) -> Path:
+def train_synthesiser(folder: Path, output: Path, steps: int, prediction_type: str) -> Path:
     """Train the synthesiser's bundle on a folder; return its weights, those of its best validation."""
     weights = output / "model.pt"
     if not (output / "finished").exists():
@@ -167,6 +167,7 @@ def train_synthesiser(folder: Path, output: Path, steps: int) -> Path:
             dataset_dir=str(folder),
             output_dir=str(output),
             batch_size=batch_size,
+            prediction_type=prediction_type,
             max_epochs=epochs,
             val_interval=max(1, epochs // 2),
             resume=(output / "last.pt").exists(),
@@ -291,7 +292,8 @@ def synthesiser(chosen: argparse.Namespace, count: int) -> Path:
     if chosen.weights is not None and count == len(split["train"]):
         return chosen.weights
     folder = link_cases(chosen.dataset_dir, chosen.output / f"cases_{count}", real_cases(chosen, count))
-    return train_synthesiser(folder, chosen.output / f"synthesiser_{count}", chosen.synthesiser_steps)
+    output = chosen.output / f"synthesiser_{count}"
+    return train_synthesiser(folder, output, chosen.synthesiser_steps, chosen.prediction_type)
 
 
 def measure(chosen: argparse.Namespace, table: Table, test: Any, count: int, generated: bool) -> None:
@@ -331,9 +333,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--segmenter_steps", type=int, default=600)
     parser.add_argument("--num_inference_steps", type=int, default=10, help="of the generation")
     parser.add_argument("--sampler", default="dpm_solver++", help="of the generation")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="of the generation")
+    parser.add_argument("--prediction_type", default="v_prediction", help="of the synthesisers, that of --weights too")
     chosen = parser.parse_args(argv)
     chosen.counts = [int(item) for item in chosen.counts.split(",")]
-    chosen.sampling = {"num_inference_steps": chosen.num_inference_steps, "sampler": chosen.sampler}
+    names = ("num_inference_steps", "sampler", "guidance_scale", "prediction_type")
+    chosen.sampling = {name: getattr(chosen, name) for name in names}
     chosen.dataset_dir, chosen.output = chosen.dataset_dir.absolute(), chosen.output.absolute()
     if not (chosen.dataset_dir / "split.json").is_file():
         raise InputError(f"{chosen.dataset_dir}: no split.json; give the folder of the data set with its split")
