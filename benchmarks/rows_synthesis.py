@@ -16,7 +16,6 @@ from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.networks.spade_denoiser import SpadeDenoiser
 
 BOUND = 1e-5
-STEPS = 25  # of the published 300: the fewer steps share the maps, the less the cache saves
 SIZE = 128
 
 
@@ -54,8 +53,11 @@ def _monai_image(seed: int, start: Tensor, mask: Tensor, steps: int) -> tuple[Ca
     return run, sum(parameter.numel() for parameter in network.parameters())
 
 
-def synthesis_rows(pairs: int, seed: int, size: int = SIZE, steps: int = STEPS) -> Iterator[Row]:
-    """One row for the same network without the cache, one for MONAI's generator of this kind, which is another one."""
+def synthesis_rows(pairs: int, seed: int, steps: int, size: int = SIZE) -> Iterator[Row]:
+    """One row for the same network without the cache, one for MONAI's generator of this kind, which is another one.
+
+    The fewer ``steps`` share the maps of the mask, the less the cache saves; the published image takes 300.
+    """
     torch.manual_seed(seed)
     denoiser = SpadeDenoiser().eval()
     abar = DDPMScheduler(steps).alphas_cumprod

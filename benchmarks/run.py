@@ -42,7 +42,7 @@ ROWS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "c": lambda subject: guided_rows(subject.pairs, subject.seed),
     "d": lambda subject: staple_rows(subject.pairs, subject.seed),
     "e": _one(rows_training.loading),
-    "f": lambda subject: synthesis_rows(subject.pairs, subject.seed),
+    "f": lambda subject: synthesis_rows(subject.pairs, subject.seed, steps=subject.image_steps),
     "h": _one(rows_training.optimiser_step),
     "options": rows_inference.options,
     "t1": rows_tiles.exact_tiles,
@@ -76,6 +76,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=3, help="interleaved pairs of timings")
     parser.add_argument("--volumes", type=int, default=2, help="test volumes in a timing of inference")
     parser.add_argument("--steps", type=int, default=4, help="training steps in a timing of training")
+    parser.add_argument("--image_steps", type=int, default=25, help="of the image in row f; 300 as published")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="measure torch.compile as well, which takes minutes")
@@ -90,8 +91,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device; its rows stay 'not run'")
-    if min(chosen.pairs, chosen.volumes, chosen.threads, chosen.steps) < 1:
-        raise InputError("--pairs, --volumes, --steps and --threads: expected whole numbers of at least 1")
+    if min(chosen.pairs, chosen.volumes, chosen.threads, chosen.steps, chosen.image_steps) < 1:
+        raise InputError(
+            "--pairs, --volumes, --steps, --image_steps and --threads: expected whole numbers of at least 1"
+        )
     return chosen
 
 
@@ -103,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     results = Results(chosen.output)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        shared = ("bundle", "weights", "dataset_dir", "device", "pairs", "volumes", "steps", "seed", "compile")
+        shared = (
+            "bundle", "weights", "dataset_dir", "device", "pairs", "volumes", "steps", "image_steps", "seed", "compile",
+        )  # fmt: skip
         subject = Subject(Path(folder), **{name: getattr(chosen, name) for name in shared})
         found_on = environment(chosen.device, chosen.seed)
         for name in chosen.rows:

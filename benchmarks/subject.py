@@ -42,6 +42,7 @@ class Subject:
         pairs: interleaved pairs to time.
         volumes: how many test cases the timings of whole volumes use.
         steps: training steps in a timing of training.
+        image_steps: of the image in row f.
         seed: of random weights and of the training step's draws.
         compile: also measure `torch.compile`, which takes minutes to compile.
         num_phantoms: how many to make; 160 have the 40 test cases that the Dice gate asks for.
@@ -56,6 +57,7 @@ class Subject:
     pairs: int = 3
     volumes: int = 2
     steps: int = 4
+    image_steps: int = 25
     seed: int = 0
     compile: bool = False
     num_phantoms: int = 160
