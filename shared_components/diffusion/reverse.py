@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.tables import ReverseTable, reverse_table
 from shared_components.errors import InputError
 
-PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")  # weights hold a place in this order
 
 
 class ReverseProcess(nn.Module):
