@@ -24,10 +24,11 @@ from shared_components.errors import InputError
 logger = logging.getLogger(__name__)
 
 NEGATIVE_WORDS = ("normal", "healthy", "negative", "absent", "0")
-POSITIVE_WORDS = ("tumor", "tumour", "positive", "present", "abnormal", "1")
+POSITIVE_WORDS = ("tumor", "tumour", "positive", "present", "abnormal", "malignant", "benign", "lesion", "1")
 CLASS_COLUMNS = ("class", "image_label", "label")
 _TRAINING, _TEST = ("training", "train"), ("validation", "validate", "test", "testing")
 _BELOW = ("", "flair", "flair/flair")
+_MASK_BESIDE = re.compile(r"(?P<image>.+)_mask(?:_\d+)?$", re.IGNORECASE)
 _NUMBER_OF_SLICE = re.compile(r"[_-]?(?:slice|z|s)?[_-]?\d+$", re.IGNORECASE)
 _NAMED_IN_MESSAGE = 3
 _ABOUT_LABELS = ("no_label", "no_image", "not_listed", "no_section", "no_label_column")
@@ -55,8 +56,9 @@ def find_labelled_slices(
     Understood are, in this order:
 
     * the published layout: folders ``training/`` and ``validation/`` (or ``validate/``), directly or in ``flair/`` or
-      ``flair/flair/``, each with ``normal/`` and ``tumor/`` (or other `NEGATIVE_WORDS` and `POSITIVE_WORDS`) and
-      perhaps ``seg/`` with equally named masks; what is under ``validation/`` is the test section. Or these folders
+      ``flair/flair/``, each with ``normal/`` and ``tumor/`` (or other `NEGATIVE_WORDS` and `POSITIVE_WORDS`, several
+      of a kind too, as ``benign/`` and ``malignant/``) and perhaps ``seg/`` with equally named masks, or a mask
+      ``NAME_mask`` beside an image ``NAME``; what is under ``validation/`` is the test section. Or these folders
       directly;
     * ``manifest.csv`` with a column of `CLASS_COLUMNS` that holds such words;
     * every layout of `shared_components.data.cases.find_cases` with masks: the label follows from the mask.
@@ -192,16 +194,20 @@ def _refuse(folder: CaseFolder, errors: Sequence[Finding]) -> None:
 def _published(folder: Path, root: Path) -> LabelledSlices | None:
     """Read the published layout, if ``folder`` has it."""
     parts = {"train": _first(folder, _TRAINING), "test": _first(folder, _TEST)}
-    if _class_folder(folder, NEGATIVE_WORDS) and _class_folder(folder, POSITIVE_WORDS):
+    if _class_folders(folder, NEGATIVE_WORDS) and _class_folders(folder, POSITIVE_WORDS):
         parts = {"": folder}
-    elif parts["train"] is None or not _class_folder(parts["train"], POSITIVE_WORDS):
+    elif parts["train"] is None or not _class_folders(parts["train"], POSITIVE_WORDS):
         return None
     cases: dict[str, Case] = {}
     classes: dict[str, int] = {}
     split: dict[str, list[str]] = {}
     problems: list[Finding] = []
     for section, part in parts.items():
-        for stem, image, label, mask in _files(part) if part else ():
+        for stem, image, label, masks in _files(part) if part else ():
+            mask = masks[0] if masks else None
+            if len(masks) > 1:
+                text = f"{len(masks)} masks of one image; unite them in seg/{image.name}"
+                problems.append(Finding("error", stem, str(image), text, "several_masks"))
             if stem in cases:
                 text = f"same name as {cases[stem].images[0]}; rename one"
                 problems.append(Finding("error", stem, str(image), text, "duplicate_id"))
@@ -219,17 +225,23 @@ def _published(folder: Path, root: Path) -> LabelledSlices | None:
     return LabelledSlices(found, classes)
 
 
-def _files(part: Path) -> Iterator[tuple[str, Path, int, Path | None]]:
-    """Yield name, image, class and mask of every slice of a part of the published layout."""
-    masks = dict(images_by_stem(part / "seg"))
+def _files(part: Path) -> Iterator[tuple[str, Path, int, list[Path]]]:
+    """Yield name, image, class and masks of every slice of a part of the published layout."""
+    drawn = dict(images_by_stem(part / "seg"))
     for label, words in enumerate((NEGATIVE_WORDS, POSITIVE_WORDS)):
-        folder = _class_folder(part, words)
-        for stem, image in images_by_stem(folder) if folder else ():
-            yield stem, image, label, masks.get(stem)
+        for folder in _class_folders(part, words):
+            images = dict(images_by_stem(folder))
+            beside: dict[str, list[Path]] = {}
+            for stem in list(images):
+                mask = _MASK_BESIDE.match(stem)
+                if mask and mask["image"] in images:
+                    beside.setdefault(mask["image"], []).append(images.pop(stem))
+            for stem, image in images.items():
+                yield stem, image, label, [drawn[stem]] if stem in drawn else beside.get(stem, [])
 
 
-def _class_folder(part: Path, words: Sequence[str]) -> Path | None:
-    return _first(part, [word for word in words if not word.isdigit()])
+def _class_folders(part: Path, words: Sequence[str]) -> list[Path]:
+    return [part / word for word in words if not word.isdigit() and (part / word).is_dir()]
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:

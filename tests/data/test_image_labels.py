@@ -80,6 +80,31 @@ def test_a_manifest_of_words(tmp_path):
     assert [item["class"] for item in slice_list(tmp_path, "test")] == [0, 1]
 
 
+def breast_ultrasound(root: Path) -> Path:
+    """The layout of BUSI: three folders, masks beside the images."""
+    for number in range(12):
+        kind = ("normal", "benign", "malignant")[number % 3]
+        picture(root / kind / f"{kind} ({number}).png", number)
+        mask(root / kind / f"{kind} ({number})_mask.png", 0 if kind == "normal" else 20 + number)
+    return root
+
+
+def test_masks_beside_images_of_several_positive_folders(tmp_path):
+    items = sum((slice_list(breast_ultrasound(tmp_path), part, masks=True) for part in ("train", "test")), [])
+    assert all(item["class"] == int("normal" not in item["image"]) for item in items)
+    assert all(Path(item["label"]).stem == f"{Path(item['image']).stem}_mask" for item in items)
+    assert len(find_labelled_slices(tmp_path).folder.cases) == 12
+
+
+def test_several_masks_of_an_image_are_told(tmp_path):
+    mask(breast_ultrasound(tmp_path) / "benign" / "benign (4)_mask_1.png", 7)
+    with pytest.raises(InputError, match=r"2 masks of one image; unite them in seg/benign \(4\)\.png"):
+        find_labelled_slices(tmp_path)
+    mask(tmp_path / "seg" / "benign (4).png", 30)
+    case = next(case for case in find_labelled_slices(tmp_path).folder.cases if case.id == "benign (4)")
+    assert case.label == tmp_path / "seg" / "benign (4).png"
+
+
 def test_labels_follow_from_masks_where_nothing_else_says(tmp_path):
     for number, pixels in enumerate((0, 3, 50, 0, 60, 0, 70, 0, 40, 2)):
         picture(tmp_path / "images" / f"s{number}.png", number)
