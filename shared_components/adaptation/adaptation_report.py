@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from shared_components.adaptation.pairs import SHEET
+from shared_components.adaptation.pairs import SHEET, read_grey
 from shared_components.adaptation.pseudo_labels import load_weights, target_images
+from shared_components.adaptation.scale import folder_width, target_sheet
 from shared_components.data.datalists import datalist
+from shared_components.data.files import image_stem
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.errors import InputError
 from shared_components.reporting.files import write_atomically
@@ -28,6 +30,7 @@ from shared_components.reporting.tables import heading_of, number, settings_tabl
 
 REPORT = "report.html"
 NUM_SHOWN = 4
+_NUM_CROPS = 12
 _PANEL = 320
 _ROWS = {
     "segmenter": "source only",
@@ -67,6 +70,7 @@ def write_adaptation_report(
         *tables,
         section("Images of the target, segmented", "".join(pictures), note),
         section("Generated pairs", pairs, "The masks are of the source; the images are made for them."),
+        section("Scale", *_scale(bundle, output, data, overlay)),
         section("How it was made", settings_table({**stated, "environment": environment()})),
     ]
     title = "AdaptDiff: from one modality to another"
@@ -130,6 +134,31 @@ def _target_pictures(
     return figures
 
 
+def _scale(bundle: Path, output: Path, data: Any, overlay: str | None) -> tuple[str, str]:
+    """Return a figure and a sentence by which to judge whether vessels are equally wide in source and target."""
+    labels, masks = output / "diffusion" / "pseudo_labels" / "train", output / "pairs" / "masks"
+    items = [item for item in target_images(data.target, "train", skip_bad=True) if _label_of(labels, item).is_file()]
+    if not items:
+        return "", "There are no pseudo-labels to compare with."
+    keys = {**data.keys("target"), "bundle_root": str(bundle)}
+    preprocessing = _configured(bundle, keys, overlay).get_parsed_content("preprocessing")
+    shown = items[:: -(-len(items) // _NUM_CROPS)]
+    images = {_label_of(labels, item).name: _as_seen(preprocessing, item) for item in shown}
+    size = read_grey(next(masks.glob("*.png"))).shape
+    figure = _figure("images of the target above their pseudo-labels", target_sheet(images, labels, size))
+    return figure, (
+        f"One pixel here is one above. Vessels are {folder_width(masks):.1f} pixels wide in the source's masks and "
+        f"{folder_width(labels):.1f} in the pseudo-labels (area by length), which miss thin vessels first and so look "
+        "wider. They should be as wide in the images of the target as in the generated ones: if not, change "
+        "longest_side, which costs no label and is worth more than any other setting."
+    )
+
+
+def _label_of(folder: Path, item: Mapping[str, Any]) -> Path:
+    image = item["image"]
+    return folder / f"{image_stem(Path(image if isinstance(image, str) else image[0]).name)}.png"
+
+
 def _test_images(folder: str) -> list[dict[str, Any]]:
     try:
         return target_images(folder, "test")
@@ -145,9 +174,7 @@ def segment(
     Returns:
         Of each the image as the network sees it, 0..255, and the mask, 0 or 1; both (rows, columns).
     """
-    parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", overlay) if name])
-    parser.update(dict(keys))
+    parser = _configured(bundle, keys, overlay)
     network, preprocessing = (parser.get_parsed_content(name) for name in ("network_def", "preprocessing"))
     load_weights(network, weights)
     device = torch.device(parser.get_parsed_content("device"))
@@ -159,6 +186,18 @@ def segment(
             mask = network(image[None].to(device))[0].argmax(dim=0).cpu()
             results.append((255 * image[0].numpy().T, mask.numpy().T))
     return results
+
+
+def _configured(bundle: Path, keys: Mapping[str, Any], overlay: str | None) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", overlay) if name])
+    parser.update(dict(keys))
+    return parser
+
+
+def _as_seen(preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]], item: Mapping[str, Any]) -> np.ndarray:
+    """Return an image as the network sees it, (rows, columns) in 0..255."""
+    return 255 * preprocessing({"image": item["image"]})["image"].as_tensor()[0].numpy().T
 
 
 def _side_by_side(panels: Sequence[np.ndarray]) -> bytes:
