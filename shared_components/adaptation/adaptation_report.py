@@ -139,7 +139,7 @@ def _scale(bundle: Path, output: Path, data: Any, overlay: str | None) -> tuple[
     labels, masks = output / "diffusion" / "pseudo_labels" / "train", output / "pairs" / "masks"
     items = [item for item in target_images(data.target, "train", skip_bad=True) if _label_of(labels, item).is_file()]
     if not items:
-        return "", "There are no pseudo-labels to compare with."
+        return "", ""
     keys = {**data.keys("target"), "bundle_root": str(bundle)}
     preprocessing = _configured(bundle, keys, overlay).get_parsed_content("preprocessing")
     shown = items[:: -(-len(items) // _NUM_CROPS)]
