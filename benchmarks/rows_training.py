@@ -134,7 +134,7 @@ def with_loading(subject: Subject, filters: str, gate: Gate, amp: bool) -> Row:
     opponent = f"{_opponent(subject, filters)}, no cached data"
     row = Row("a1e", content_of("a1e", subject.bundle), opponent, subject.device, gate)
     row.details = _details(subject, "default vs default", amp)
-    size = int(subject.config()["batch_size"])
+    size = int(subject.config().get_parsed_content("batch_size"))
     cached, uncached = datasets(subject, subject.steps * size)
     slow = Side(subject, filters, False, DataLoader(uncached, batch_size=size, shuffle=True))
     fast = Side(subject, None, amp, DataLoader(cached, batch_size=size, shuffle=True))
@@ -155,7 +155,7 @@ def datasets(subject: Subject, cases: int) -> tuple[Any, Dataset]:
 def loading(subject: Subject) -> Row:
     """Row e: cases through the training transforms, the chain from file against the cache."""
     kept: list[Any] = []
-    filling = timed(lambda: kept.extend(datasets(subject, 2 * int(subject.config()["batch_size"]))))
+    filling = timed(lambda: kept.extend(datasets(subject, 2 * int(subject.config().get_parsed_content("batch_size")))))
     cached, uncached = kept
     gate = exact_gate(
         [seeded_item(uncached, cached.seed, index)["image"] for index in range(min(4, len(cached)))],

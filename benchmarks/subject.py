@@ -83,6 +83,8 @@ class Subject:
             "device": self.device,
             "seed": self.seed,
         }
+        if self.dataset_dir is None and "label_column" in parser:
+            settings["label_column"] = None  # phantoms have one kind of mask
         for name, value in {**settings, **self.overrides, **overrides}.items():
             parser[name] = value
         return parser
@@ -119,7 +121,7 @@ class Subject:
 
     def batches(self, count: int) -> list[dict[str, Tensor]]:
         """The first training batches, augmented, as the trainer gets them."""
-        size = int(self.config()["batch_size"])
+        size = int(self.config().get_parsed_content("batch_size"))
         dataset = self.training_data(count * size)
         return [
             {key: batch[key].as_tensor() for key in ("image", "label")}

@@ -65,6 +65,13 @@ def test_attention_by_its_formula(new_order):
     assert isinstance(network[0], NaiveAttention)
 
 
+@pytest.mark.parametrize(("bundle", "size"), [("cdal_monuseg", 2), ("cdal_lung_cxr", 4), ("medsegdiff_isic", 8)])
+def test_batches_of_the_size_that_the_bundle_computes(bundle, size, tmp_path):
+    overrides = {k: v for k, v in TINY.get(bundle, {}).items() if k != "batch_size"}
+    batch = Subject(tmp_path, bundle, num_phantoms=14, overrides=overrides).batches(1)[0]
+    assert len(batch["image"]) == len(batch["label"]) == size
+
+
 class LookingDenoiser(nn.Module):
     """Returns something of all it is given, different at every place of a tile."""
 
