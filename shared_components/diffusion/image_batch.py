@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import Tensor
 
 from shared_components.diffusion.mask_encoding import MaskEncoding, delete_classes, draw_ablation
 from shared_components.diffusion.noise import addressed_noise
+from shared_components.diffusion.noising import TrainingNoise
 from shared_components.diffusion.prepare_batch import Device, condition_and_label
-from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
-from shared_components.errors import InputError
 
 _GOLDEN = 0.6180339887498949
 
@@ -46,7 +44,7 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         seed: of the fixed noise.
 
     Raises:
-        InputError: an unknown prediction type or a probability outside 0..1.
+        InputError: of `TrainingNoise`, or a probability outside 0..1.
     """
 
     def __init__(
@@ -61,17 +59,11 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         fixed: bool = False,
         seed: int = 0,
     ) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
         draw_ablation(0, 1, ablation)
-        # a copy, because add_noise rounds the scheduler's table to the precision of the images
-        self.scheduler = copy.deepcopy(scheduler)
+        self.noise = TrainingNoise(scheduler, timestep_sampler, prediction_type)
         self.mask_encoding = mask_encoding
         self.ablation = ablation
         self.num_adjacent_slices = num_adjacent_slices
-        self.prediction_type = prediction_type
-        count = scheduler.num_train_timesteps
-        self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
         self.multiple = multiple
         self.fixed = fixed
         self.seed = seed
@@ -90,24 +82,15 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         label, image = condition_and_label(exchanged, self.num_adjacent_slices, device, non_blocking)
         label, image = (pad_to_multiple(item, self.multiple)[0] for item in (label, image.float()))
         clean = (2 * image - 1).contiguous()
-        timesteps, weights, noise = self._fixed(clean) if self.fixed else self._drawn(clean)
-        targets = {
-            "target": self._target(clean, noise, timesteps),
-            "clean": clean,
-            "timesteps": timesteps,
-            "weights": weights,
-        }
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        timesteps, weights, noise = self._fixed(clean) if self.fixed else self.noise.draw(clean)
+        noisy, target = self.noise.apply(clean, timesteps, noise)
+        targets = {"target": target, "clean": clean, "timesteps": timesteps, "weights": weights}
         return noisy, targets, (timesteps, self._condition(label)), {}
-
-    def _drawn(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        timesteps, weights = self.timestep_sampler.sample(len(clean), clean.device)
-        return timesteps, weights, torch.randn_like(clean)
 
     def _fixed(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index = torch.arange(len(clean), device=clean.device)
         share = (index.double() * _GOLDEN + 0.5) % 1  # evenly spread, however many there are
-        timesteps = (share * self.scheduler.num_train_timesteps).long()
+        timesteps = (share * self.noise.num_train_timesteps).long()
         noise = addressed_noise(self.seed, 0, torch.zeros_like(index), index, *clean.shape[1:])
         return timesteps, torch.ones(len(clean), device=clean.device), noise
 
@@ -118,11 +101,6 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
             values = self.mask_encoding.label_values
             label = delete_classes(label, draw_ablation(len(label), len(values), self.ablation), values)
         return self.mask_encoding(label)
-
-    def _target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(clean, noise, timesteps)
-        return clean if self.prediction_type == "sample" else noise
 
 
 def explained_share(output: Mapping[str, Any]) -> float:

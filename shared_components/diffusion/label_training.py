@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.diffusion_saliency import start_timestep
 from shared_components.diffusion.hybrid_loss import DenoisingLoss
 from shared_components.diffusion.noise import addressed_noise
+from shared_components.diffusion.noising import TrainingNoise
 from shared_components.diffusion.prepare_batch import Device, _plain
 from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
@@ -49,15 +49,7 @@ class ImageLabelPrepareBatch(PrepareBatch):
     ) -> None:
         if not 0 <= label_dropout < 1:
             raise InputError(f"label_dropout must be at least 0 and below 1, not {label_dropout}")
-        count = scheduler.num_train_timesteps
-        self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
-        if self.timestep_sampler.num_train_timesteps != count:
-            raise InputError(
-                f"the timestep sampler has num_train_timesteps {self.timestep_sampler.num_train_timesteps}, "
-                f"the scheduler {count}: they must be the same"
-            )
-        # a copy, because add_noise rounds the scheduler's table to the precision of the images
-        self.scheduler = copy.deepcopy(scheduler)
+        self.noise = TrainingNoise(scheduler, timestep_sampler)
         self.num_classes = num_classes
         self.label_dropout = label_dropout
         self.class_key = class_key
@@ -74,14 +66,13 @@ class ImageLabelPrepareBatch(PrepareBatch):
         """
         clean = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32).contiguous()
         classes = torch.as_tensor(batchdata[self.class_key]).to(device).long().flatten()
-        timesteps, weights = self.timestep_sampler.sample(len(clean), clean.device)
-        noise = torch.randn_like(clean)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        timesteps, weights, noise = self.noise.draw(clean)
+        noisy, target = self.noise.apply(clean, timesteps, noise)
         told = F.one_hot(classes, self.num_classes).float()
         if self.label_dropout > 0:
             dropped = (torch.rand(len(clean), device=clean.device) < self.label_dropout).float().unsqueeze(1)
             told = torch.cat([told * (1 - dropped), dropped], dim=1)
-        targets = {"target": noise, "clean": clean, "timesteps": timesteps, "weights": weights, "classes": classes}
+        targets = {"target": target, "clean": clean, "timesteps": timesteps, "weights": weights, "classes": classes}
         return noisy, targets, (timesteps,), {"clean": clean, "class_weights": told}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +12,9 @@ from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor
 
 from shared_components.diffusion.label_coding import LabelCoding
-from shared_components.diffusion.reverse import PREDICTION_TYPES
+from shared_components.diffusion.noising import TrainingNoise
 from shared_components.diffusion.slices import volume_to_slices
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
-from shared_components.errors import InputError
 
 Device = str | torch.device | None
 
@@ -97,20 +95,9 @@ class NoisePredictionPrepareBatch(PrepareBatch):
         num_adjacent_slices: int = 0,
         prediction_type: str = "epsilon",
     ) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
-        count = scheduler.num_train_timesteps
-        self.timestep_sampler = UniformTimestepSampler(count) if timestep_sampler is None else timestep_sampler
-        if self.timestep_sampler.num_train_timesteps != count:
-            raise InputError(
-                f"the timestep sampler has num_train_timesteps {self.timestep_sampler.num_train_timesteps}, "
-                f"the scheduler {count}: they must be the same"
-            )
+        self.noise = TrainingNoise(scheduler, timestep_sampler, prediction_type)
         self.label_coding = label_coding
-        # a copy, because add_noise rounds the scheduler's table to the precision of the images
-        self.scheduler = copy.deepcopy(scheduler)
         self.num_adjacent_slices = num_adjacent_slices
-        self.prediction_type = prediction_type
 
     def __call__(
         self, batchdata: Mapping[str, Tensor], device: Device = None, non_blocking: bool = False, **kwargs: Any
@@ -123,19 +110,13 @@ class NoisePredictionPrepareBatch(PrepareBatch):
         """
         condition, label = condition_and_label(batchdata, self.num_adjacent_slices, device, non_blocking)
         clean = self.label_coding.encode(label).contiguous()
-        timesteps, weights = self.timestep_sampler.sample(len(clean), clean.device)
-        noise = torch.randn_like(clean)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        timesteps, weights, noise = self.noise.draw(clean)
+        noisy, target = self.noise.apply(clean, timesteps, noise)
         targets = {
-            "target": self._target(clean, noise, timesteps),
+            "target": target,
             "clean": clean,
             "presence": self.label_coding.presence(clean),
             "timesteps": timesteps,
             "weights": weights,
         }
         return noisy, targets, (timesteps, condition), {}
-
-    def _target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(clean, noise, timesteps)
-        return clean if self.prediction_type == "sample" else noise
