@@ -9,6 +9,7 @@ from monai.networks.schedulers import DDPMScheduler
 from shared_components.diffusion.hybrid_loss import DenoisingLoss, HybridLoss
 from shared_components.diffusion.image_batch import ImageDenoisingPrepareBatch, SynthesisPrepareBatch, explained_share
 from shared_components.diffusion.mask_encoding import MaskEncoding
+from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 from shared_components.errors import InputError
 from shared_components.networks.monai_denoiser import MONAIDenoiser
 
@@ -111,5 +112,7 @@ def test_a_synthesizer_gets_maps_seeds_and_images() -> None:
 def test_mistakes_are_told() -> None:
     with pytest.raises(InputError, match="prediction_type must be one of"):
         ImageDenoisingPrepareBatch(scheduler(), prediction_type="noise")
+    with pytest.raises(InputError, match="timestep sampler has num_train_timesteps 7, the scheduler"):
+        ImageDenoisingPrepareBatch(scheduler(), timestep_sampler=UniformTimestepSampler(7))
     with pytest.raises(InputError, match="ablation must be a probability"):
         ImageDenoisingPrepareBatch(scheduler(), ablation=-0.5)
