@@ -77,6 +77,15 @@ def test_a_pointwise_denoiser_does_not_see_the_tiles(size):
     assert tiled.calibrated and not tiled.learned_variance
 
 
+@pytest.mark.parametrize(("tile_size", "per_call"), [(256, 2), (128, 8), (512, 1)])
+@torch.no_grad()
+def test_a_processor_gets_no_more_tiles_than_its_caches_hold(tile_size, per_call):
+    denoiser, size = Pointwise(), 2 * tile_size
+    noisy, condition = torch.zeros(1, 2, size, size), torch.zeros(1, 1, size, size)
+    TiledDenoiser(denoiser, tile_size)(noisy, torch.zeros(1), condition, torch.zeros(1, 3))
+    assert sum(denoiser.calls) == 9 and max(denoiser.calls) == per_call
+
+
 @torch.no_grad()
 def test_an_image_of_the_size_of_a_tile_passes_through():
     denoiser = Blurring()
