@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shared_components.diffusion.class_guidance import guided_prediction
 from shared_components.diffusion.diffusion_saliency import DiffusionSaliency
+from shared_components.diffusion.slices import images_per_call
 from shared_components.errors import InputError
 
 PATHS = ("classifier", "classifier_free")
@@ -65,7 +66,7 @@ class CounterfactualSegmenter(DiffusionSaliency):
 
     def member_maps(self, slices: Tensor, position: Tensor) -> Tensor:
         """Return the maps (1, N, 1, H, W) of N slices."""
-        parts = [self.counterfactual(part) for part in slices.split(self.max_batch_size)]
+        parts = [self.counterfactual(part) for part in slices.split(images_per_call(self.max_batch_size, slices))]
         return (slices - torch.cat(parts)).abs().sum(dim=1, keepdim=True).unsqueeze(0)
 
     def counterfactual(self, slices: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class DiffusionSaliency(SaliencyNetwork):
         guidance_scale: of the classifier's gradient; 0 for none.
         prediction_type: what the denoiser predicts; guidance needs ``epsilon``.
         clip: (low, high) that clean estimates are clipped to; the noise then is that of the clipped estimate.
-        max_batch_size: most noisy images in one call of the denoiser; bounds the memory.
+        max_batch_size: most noisy images in one call of the denoiser (`images_per_call`); bounds the memory.
         seed: of the noise in eval mode.
         **options: of `SaliencyNetwork`.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
-from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.errors import InputError, out_of_memory
@@ -52,8 +52,8 @@ class DiffusionSegmenter(nn.Module):
         slice_axes: axes of a volume that the members slice it along in turn. Along another axis than the last, that
             axis changes places with the last one, so the denoiser must know slices of either kind and the spacing
             should be the same along both. Members of several axes see what a slice's neighbours cannot show.
-        max_batch_size: most (slice, member) pairs in one call of the denoiser; bounds the memory, and is halved, which
-            changes no result, where the memory does not do.
+        max_batch_size: most (slice, member) pairs in one call of the denoiser (`images_per_call`); bounds the memory,
+            and is halved, which changes no result, where the memory does not do.
         decision: ``argmax``, or ``expected_dice`` (`shared_components.ensembling.weigh_by_expected_dice`).
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
@@ -214,7 +214,7 @@ class DiffusionSegmenter(nn.Module):
         window = (top, left, slices.shape[2], slices.shape[3])
         member = self._member_indices(first, stride)
         position = torch.arange(condition.shape[0], device=slices.device) % depth
-        per_call = max(1, self.max_batch_size // member.shape[0])
+        per_call = max(1, images_per_call(self.max_batch_size, condition) // member.shape[0])
         parts: List[Tensor] = []
         for start in range(0, condition.shape[0], per_call):
             chunk, where = condition[start : start + per_call], position[start : start + per_call]
@@ -234,7 +234,7 @@ class DiffusionSegmenter(nn.Module):
             for axis in self.mirror_axes:
                 seen = seen + [view.flip(axis + 2) for view in seen]
         features = [self.denoiser.encode_condition(view) for view in seen]
-        at_once = max(1, self.max_batch_size // count)
+        at_once = max(1, images_per_call(self.max_batch_size, condition) // count)
         top, left, height, width = window
         parts: List[Tensor] = []
         for first in range(0, members.shape[0], at_once):

@@ -1,4 +1,4 @@
-"""A volume as a batch of its slices, each with its neighbours as channels."""
+"""A volume as a batch of its slices, each with its neighbours as channels, and as many of them as one call takes."""
 
 from typing import Tuple
 
@@ -47,3 +47,19 @@ def pad_to_multiple(slices: Tensor, multiple: int) -> Tuple[Tensor, Tuple[int, i
     if rows > 0 or columns > 0:
         slices = F.pad(slices, [left, columns - left, top, rows - top], mode="replicate")
     return slices, (top, left)
+
+
+def images_per_call(most: int, images: Tensor) -> int:
+    """Return how many of the images (N, K, H, W) one call of a network should get.
+
+    As many as are allowed, but on a CPU no more than 65,536 pixels together, or one image. With more, what a layer
+    writes has left the processor's caches when the next one reads it, and the same work takes up to twice as long; with
+    fewer, calls cost more than they save. No result depends on it. Scripts.
+
+    Args:
+        most: images that are allowed, for the sake of memory.
+        images: of which only device, height and width are looked at.
+    """
+    if images.device.type != "cpu":
+        return most
+    return max(1, min(most, 65536 // (images.shape[2] * images.shape[3])))

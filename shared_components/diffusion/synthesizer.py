@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.inversion import InversionProcess
 from shared_components.diffusion.mask_encoding import MaskEncoding
 from shared_components.diffusion.sampling import SamplingNetwork, SliceNoise, spherical_interpolation, with_metadata
-from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.timesteps import noise_levels
 from shared_components.errors import InputError
 
@@ -43,7 +43,7 @@ class DiffusionSynthesizer(SamplingNetwork):
         guidance_scale: w of eps_blank + w (eps - eps_blank), with the prediction for a blank label map (classifier-free
             guidance; Ho and Salimans 2022), for networks trained with ablation; 1 is none and needs no second call. The
             weight w' of (1 + w') eps - w' eps_blank is this one less 1.
-        max_batch_size: most slices in one call of the denoiser; bounds the memory.
+        max_batch_size: most slices in one call of the denoiser (`images_per_call`); bounds the memory.
         amp: run the denoiser in bfloat16, on CUDA and on the CPU.
         seed: of the images for which none is given.
         sampler, spacing, prediction_type, clip: of `ReverseProcess`. The defaults are the published ones, DDIM over
@@ -179,8 +179,9 @@ class DiffusionSynthesizer(SamplingNetwork):
         seeds = self._seeds(len(source), seeds, label.device).repeat_interleave(depth)
         position = torch.arange(len(label), device=label.device) % depth
         parts: List[Tensor] = []
-        for low in range(0, len(label), self.max_batch_size):
-            few = slice(low, low + self.max_batch_size)
+        per_call = images_per_call(self.max_batch_size, label)
+        for low in range(0, len(label), per_call):
+            few = slice(low, low + per_call)
             with torch.autocast(label.device.type, torch.bfloat16, enabled=self.amp):
                 condition = self._condition(label[few])
                 parts.append(make(condition, None if real is None else real[few], seeds[few], position[few]))

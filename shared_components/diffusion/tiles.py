@@ -6,10 +6,8 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
+from shared_components.diffusion.slices import images_per_call
 from shared_components.errors import InputError
-
-_TILES_ON_GPU = 16
-_PIXELS_ON_CPU = 2**17  # two tiles of 256x256: more of them leave a processor's caches and take up to twice as long
 
 
 class TiledDenoiser(nn.Module):
@@ -25,16 +23,13 @@ class TiledDenoiser(nn.Module):
         denoiser: with the interface that `DiffusionSegmenter` asks for.
         tile_size: height and width of a tile, a multiple of the denoiser's ``downsampling``.
         overlap: least share of a tile that it has in common with the next, 0 to below 1.
-        max_batch_size: most tiles in one call of the denoiser; bounds the memory. ``None``: 16 on a GPU; on a CPU,
-            where many take longer, as many as have 131,072 pixels, but at least one.
+        max_batch_size: most tiles in one call of the denoiser; bounds the memory (`images_per_call`).
 
     Raises:
         InputError: a tile size or an overlap that does not fit.
     """
 
-    def __init__(
-        self, denoiser: nn.Module, tile_size: int, overlap: float = 0.25, max_batch_size: Optional[int] = None
-    ) -> None:
+    def __init__(self, denoiser: nn.Module, tile_size: int, overlap: float = 0.25, max_batch_size: int = 16) -> None:
         super().__init__()
         if tile_size < 1 or tile_size % denoiser.downsampling:
             raise InputError(f"tile_size must be a multiple of {denoiser.downsampling}, not {tile_size}")
@@ -43,8 +38,7 @@ class TiledDenoiser(nn.Module):
         self.denoiser = denoiser
         self.tile_size = tile_size
         self.overlap = overlap
-        self.tiles_on_gpu = _TILES_ON_GPU if max_batch_size is None else max_batch_size
-        self.tiles_on_cpu = max(1, _PIXELS_ON_CPU // tile_size**2) if max_batch_size is None else max_batch_size
+        self.max_batch_size = max_batch_size
         self.in_channels: int = denoiser.in_channels
         self.latent_dim: int = denoiser.latent_dim
         self.downsampling: int = denoiser.downsampling
@@ -56,7 +50,8 @@ class TiledDenoiser(nn.Module):
         """Return the denoiser's features of the condition (B, K, H, W); (B, tiles, ...) if it is large."""
         if not self._is_large(condition):
             return self.denoiser.encode_condition(condition)
-        tiles, per_call = self._split(condition), self._tiles_per_call(condition)
+        tiles = self._split(condition)
+        per_call = images_per_call(self.max_batch_size, tiles)
         parts: List[List[Tensor]] = []
         for first in range(0, tiles.shape[0], per_call):
             parts.append(self.denoiser.encode_condition(tiles[first : first + per_call]))
@@ -87,8 +82,8 @@ class TiledDenoiser(nn.Module):
         count = inputs.shape[0] // noisy.shape[0]
         timesteps = timesteps.repeat(count)
         latents = latent.repeat(count, 1) if latent is not None else latent
+        per_call = images_per_call(self.max_batch_size, inputs)
         outputs: List[Tensor] = []
-        per_call = self._tiles_per_call(noisy)
         for first in range(0, inputs.shape[0], per_call):
             last = first + per_call
             outputs.append(
@@ -101,9 +96,6 @@ class TiledDenoiser(nn.Module):
                 ).float()
             )
         return self._blend(torch.cat(outputs), noisy.shape[2], noisy.shape[3])
-
-    def _tiles_per_call(self, image: Tensor) -> int:
-        return self.tiles_on_gpu if image.is_cuda else self.tiles_on_cpu
 
     def _is_large(self, image: Tensor) -> bool:
         return image.shape[2] > self.tile_size or image.shape[3] > self.tile_size

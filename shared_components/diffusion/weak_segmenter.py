@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared_components.diffusion.class_guidance import guided_prediction
 from shared_components.diffusion.diffusion_saliency import DiffusionSaliency
+from shared_components.diffusion.slices import images_per_call
 from shared_components.errors import InputError
 
 MODES = ("finite_difference", "jvp")
@@ -94,7 +95,7 @@ class WeakSegmenter(DiffusionSaliency):
         which = torch.arange(count, device=slices.device).repeat(self.num_samples)
         calls = 1 if self.mode == "jvp" else 2
         calls = calls if self.classifier_free_scale is None else 2 * calls
-        per_call = max(1, self.max_batch_size // calls)
+        per_call = max(1, images_per_call(self.max_batch_size, slices) // calls)
         parts = []
         for start in range(0, member.shape[0], per_call):
             of_slice = which[start : start + per_call]

@@ -5,7 +5,7 @@ import torch
 
 from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.prepare_batch import LabelDiffusionPrepareBatch
-from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 
 
 def test_slices_and_back():
@@ -53,3 +53,11 @@ def test_crop_too_thin_for_its_neighbours_is_refused():
         LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 2)), "classes"), 1)(
             {"image": torch.zeros(1, 1, 4, 4, 2), "label": torch.zeros(1, 1, 4, 4, 2)}
         )
+
+
+def test_a_processor_gets_as_many_images_as_its_caches_hold():
+    small, large = torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 1024, 512)
+    assert [images_per_call(most, small) for most in (1, 16, 17, 500)] == [1, 16, 16, 16]
+    assert images_per_call(64, large) == 1
+    assert images_per_call(64, large.to("meta")) == 64
+    assert torch.jit.script(images_per_call)(500, small) == 16
