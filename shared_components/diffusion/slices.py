@@ -54,12 +54,13 @@ def images_per_call(most: int, images: Tensor) -> int:
 
     As many as are allowed, but on a CPU no more than 65,536 pixels together, or one image. With more, what a layer
     writes has left the processor's caches when the next one reads it, and the same work takes up to twice as long; with
-    fewer, calls cost more than they save. No result depends on it. Scripts.
+    fewer, calls cost more than they save. No result depends on it. Scripts; a trace, which would keep the number of its
+    calls, gets what is allowed.
 
     Args:
         most: images that are allowed, for the sake of memory.
         images: of which only device, height and width are looked at.
     """
-    if images.device.type != "cpu":
+    if images.device.type != "cpu" or torch.jit.is_tracing():
         return most
     return max(1, min(most, 65536 // (images.shape[2] * images.shape[3])))

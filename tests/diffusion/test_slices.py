@@ -61,3 +61,14 @@ def test_a_processor_gets_as_many_images_as_its_caches_hold():
     assert images_per_call(64, large) == 1
     assert images_per_call(64, large.to("meta")) == 64
     assert torch.jit.script(images_per_call)(500, small) == 16
+
+
+def test_a_trace_keeps_no_number_of_calls():
+    class Doubled(torch.nn.Module):
+        def forward(self, images):
+            per_call = images_per_call(64, images)
+            return torch.cat([2 * images[low : low + per_call] for low in range(0, len(images), per_call)])
+
+    traced = torch.jit.trace(Doubled(), torch.zeros(4, 1, 256, 256))
+    images = torch.randn(7, 1, 256, 256)
+    assert torch.equal(traced(images), 2 * images)
