@@ -229,8 +229,9 @@ class NaiveSegmenter(nn.Module):
     def member(self, condition: Tensor, index: int, depth: int) -> Tensor:
         """Run one member's reverse process on slices (N, K, H, W) of volumes ``depth`` slices deep."""
         owner, count, size = self.segmenter, len(condition), condition.shape[2:]
-        mirrored = owner.mirror_members and index % 2 == 1
-        condition = condition.flip(2) if mirrored else condition
+        # bit i of a member's number says whether it is mirrored along the i-th of the axes
+        axes = [axis + 2 for i, axis in enumerate(owner.mirror_axes) if owner.mirror_members and index >> i & 1]
+        condition = condition.flip(axes) if axes else condition
         member = torch.full((count,), index, device=condition.device)
         position = torch.arange(count, device=condition.device) % depth
 
@@ -246,7 +247,7 @@ class NaiveSegmenter(nn.Module):
             last = step + 1 == process.num_inference_steps
             fresh = None if last or not process.stochastic else noise(2 * step + 2, owner.channels, *size)
             noisy, clean = process(step, output, noisy, clean, fresh)
-        return owner.label_coding.decode(noisy.flip(2) if mirrored else noisy)
+        return owner.label_coding.decode(noisy.flip(axes) if axes else noisy)
 
 
 def cube_inferer(windows_at_once: int = 1) -> SlidingWindowInferer:
