@@ -54,8 +54,8 @@ def images_per_call(most: int, images: Tensor) -> int:
 
     As many as are allowed, but on a CPU no more than 65,536 pixels together, or one image. With more, what a layer
     writes has left the processor's caches when the next one reads it, and the same work takes up to twice as long; with
-    fewer, calls cost more than they save. No result depends on it. Scripts; a trace, which would keep the number of its
-    calls, gets what is allowed.
+    fewer, calls cost more than they save. No result depends on it but for rounding. Scripts; a trace, which would keep
+    the number of its calls, gets what is allowed.
 
     Args:
         most: images that are allowed, for the sake of memory.
