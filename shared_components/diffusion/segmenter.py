@@ -233,6 +233,7 @@ class DiffusionSegmenter(nn.Module):
         if self.mirror_members:
             for axis in self.mirror_axes:
                 seen = seen + [view.flip(axis + 2) for view in seen]
+        seen = seen[: members.shape[0]]
         features = [self.denoiser.encode_condition(view) for view in seen]
         at_once = max(1, images_per_call(self.max_batch_size, condition) // count)
         top, left, height, width = window

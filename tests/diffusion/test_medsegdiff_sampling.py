@@ -84,8 +84,9 @@ class Counter(nn.Module):
         return self.counted(*inputs)
 
 
-def test_the_highway_of_v2_reads_an_image_once_for_all_steps_and_members():
-    network = segmenter("v2", num_samples=4, num_inference_steps=5, mirror_members=False)
+@pytest.mark.parametrize(("num_samples", "mirrored", "calls"), [(4, False, 1), (4, True, 2), (1, True, 1)])
+def test_the_highway_of_v2_reads_a_view_once_for_all_steps_and_members(num_samples, mirrored, calls):
+    network = segmenter("v2", num_samples=num_samples, num_inference_steps=5, mirror_members=mirrored)
     network.denoiser.highway = Counter(network.denoiser.highway)
     network(IMAGES)
-    assert network.denoiser.highway.calls == 1
+    assert network.denoiser.highway.calls == calls
