@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from shared_components.bundle_tools.adaptation_plan import (
 from shared_components.bundle_tools.adaptation_source import Source, adaptable, read_source
 from shared_components.bundle_tools.adapted_files import write_adapted
 from shared_components.bundle_tools.export import find_bundle
+from shared_components.bundle_tools.targets import new_target
 from shared_components.bundle_tools.training_memory import bytes_a_pixel
 from shared_components.data.cases import CaseFolder, find_cases
 from shared_components.data.check import usual_spatial_dims
@@ -120,10 +120,7 @@ def _target(name: str, output: str | None) -> Path:
             f"{', '.join(_OTHER_TYPES)}, from which MONAI Label takes it for something else"
         )
     default = Path("bundles") / name if Path("bundles").is_dir() else Path(name)
-    target = (Path(output).expanduser() if output else default).absolute()
-    if os.path.lexists(target):
-        raise InputError(f"{target}: exists; remove it or give another --output or --name")
-    return target
+    return new_target(output or default)
 
 
 def _group(folder: CaseFolder, pattern: str | None, fold: int | None, num_folds: int) -> None:

@@ -52,7 +52,6 @@ def write_adapted(
         ),
         "data_license.txt": data_licence(folder),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adapt_", dir=target.parent) as scratch:
         built = Path(scratch) / name
         for part in ("configs", "docs", "models"):

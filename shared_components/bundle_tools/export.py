@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import shared_components
+from shared_components.bundle_tools.targets import new_target
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -62,16 +63,15 @@ def export_bundle(bundle: str, output: str) -> str:
         The absolute path of what was written.
 
     Raises:
-        InputError: the bundle is unknown or incomplete, its weights no flat state dict, or ``output`` exists.
+        InputError: the bundle is unknown or incomplete, its weights no flat state dict, or ``output`` exists, lies in
+            the bundle or cannot be written.
     """
     source = find_bundle(bundle)
     _require_complete(source)
-    target = Path(output).expanduser().absolute()
-    if os.path.lexists(target):
-        other = target / source.name if target.is_dir() else target.with_name(f"new_{target.name}")
-        raise InputError(f"{target}: exists; remove it or name another output, such as {other}")
+    target = new_target(output, source.name)
+    if target.is_relative_to(source):
+        raise InputError(f"--output {target}: lies in the bundle that is exported; name a folder outside {source}")
     modules = needed_modules(_config_texts(source).values(), _package_folder())
-    target.parent.mkdir(parents=True, exist_ok=True)
     # The scratch folder lies beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(prefix=".export_", dir=target.parent) as scratch:
         built = Path(scratch) / source.name

@@ -238,6 +238,17 @@ def test_an_existing_output_is_refused_and_left_alone(bundle: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"model: exists; .* such as .*model/tiny_disc"):
         export_bundle(str(bundle), str(tmp_path / "model"))
     assert os.listdir(tmp_path / "model") == []
+    export_bundle(str(bundle), str(tmp_path / "done"))
+    with pytest.raises(InputError, match=r"done: exists; .* such as .*new_done"):
+        export_bundle(str(bundle), str(tmp_path / "done"))
+
+
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"file/out: cannot be made \(.*\); name another"):
+        export_bundle(str(bundle), str(tmp_path / "file" / "out"))
+    with pytest.raises(InputError, match="lies in the bundle that is exported"):
+        export_bundle(str(bundle), str(bundle / "exported"))
 
 
 @pytest.mark.parametrize("name", ["out", "out.zip"])
