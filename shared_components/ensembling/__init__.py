@@ -2,7 +2,7 @@
 
 from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
-from shared_components.ensembling.staple import staple
+from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
     PredictiveEntropyd,
     calibration_bins,
@@ -15,12 +15,14 @@ __all__ = [
     "COMBINE_CHOICES",
     "DECISIONS",
     "PredictiveEntropyd",
+    "RaterRates",
     "calibration_bins",
     "calibration_error",
     "check_combine",
     "combine_members",
     "entropy",
     "error_detection_auroc",
+    "rater_rates",
     "staple",
     "weigh_by_expected_dice",
 ]

@@ -6,7 +6,7 @@ so the iteration runs over the vote patterns that occur (at most ``2 ** raters``
 exact, and independent of the image's size.
 """
 
-from typing import Tuple
+from typing import NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,18 @@ from torch import Tensor
 # TorchScript resolves no module constants inside a scripted function, hence the literals below:
 # 10 raters (1024 patterns) are tabulated, more are looked up; 62 is what an int64 code holds; 1e-300 stands
 # for 0 under a logarithm.
+
+
+class RaterRates(NamedTuple):
+    """How good each rater is, for `rater_rates`.
+
+    Attributes:
+        sensitivity: (M,) float64, STAPLE's p: share of the structure that the rater marks; NaN without a structure.
+        specificity: (M,) float64, STAPLE's q: share of the rest that the rater leaves; NaN where there is no rest.
+    """
+
+    sensitivity: Tensor
+    specificity: Tensor
 
 
 def pack_votes(votes: Tensor) -> Tensor:
@@ -36,7 +48,8 @@ def staple(votes: Tensor, max_iterations: int = 100, tolerance: float = 1e-7) ->
 
     Starts from the share of votes per voxel, with the mean share as the prior, and stops when no rater's
     sensitivity or specificity moves by more than ``tolerance``: the same as ``itk.STAPLEImageFilter``. Where
-    ITK answers NaN (nobody, or everybody, marks every voxel), the votes themselves are the answer.
+    ITK answers NaN (nobody, or everybody, marks every voxel), the votes themselves are the answer. How good it has
+    found each rater, tells `rater_rates`.
 
     Args:
         votes: (M, *voxels), zero or not zero; M raters, 1 to 62.
@@ -54,6 +67,23 @@ def staple(votes: Tensor, max_iterations: int = 100, tolerance: float = 1e-7) ->
         raise ValueError(f"STAPLE takes 1 to 62 raters, not {raters}")
     codes = pack_votes(votes)
     return staple_from_codes(codes.reshape(1, -1), raters, max_iterations, tolerance).reshape(codes.shape)
+
+
+def rater_rates(votes: Tensor, probability: Tensor) -> RaterRates:
+    """Estimate each rater's sensitivity and specificity against a consensus.
+
+    With the posterior of `staple` they are the rates that STAPLE has converged to. Any other consensus, or a reference
+    mask of zeros and ones, will do.
+
+    Args:
+        votes: (M, *voxels), zero or not zero.
+        probability: (*voxels) in [0, 1], that a voxel belongs to the structure.
+    """
+    marked = (votes != 0).flatten(1).to(torch.float64)
+    inside = probability.flatten().to(torch.float64)
+    outside = 1.0 - inside
+    sensitivity = torch.mv(marked, inside) / inside.sum()
+    return RaterRates(sensitivity, torch.mv(1.0 - marked, outside) / outside.sum())
 
 
 @torch.jit.script_if_tracing

@@ -69,20 +69,24 @@ def score_slice(prediction: Tensor, mask: Tensor | None, saliency: Tensor | None
     return scores
 
 
-def hausdorff_distances(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Return two 95 % Hausdorff distances of masks (H, W) in pixels, NaN where either is empty.
+def hausdorff_distances(found: np.ndarray, truth: np.ndarray, percentile: float = 95) -> tuple[float, float]:
+    """Return two Hausdorff distances of masks (H, W) in pixels, NaN where either is empty.
 
-    The first is the larger of the two directed 95th percentiles, as MONAI has it, the second the 95th percentile of
-    the distances of both directions pooled, as medpy has it and the published tables use it. A surface is a mask
-    without its erosion by the four neighbours.
+    The first is the larger of the two directed percentiles, as MONAI has it, the second the percentile of the distances
+    of both directions pooled, as medpy has it and the published tables use it. A surface is a mask without its erosion
+    by the four neighbours.
+
+    Args:
+        found, truth: (H, W) bool.
+        percentile: of the surface distances, in 0..100; 100 is the Hausdorff distance itself, for which both agree.
     """
     if not found.any() or not truth.any():
         return math.nan, math.nan
     surfaces = [mask & ~binary_erosion(mask) for mask in (found, truth)]
     to_other = [distance_transform_edt(~other)[own] for own, other in (surfaces, surfaces[::-1])]
     tensors = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (found, truth)]
-    directed = compute_hausdorff_distance(*tensors, include_background=True, percentile=95)
-    return float(directed), float(np.percentile(np.concatenate(to_other), 95))
+    directed = compute_hausdorff_distance(*tensors, include_background=True, percentile=percentile)
+    return float(directed), float(np.percentile(np.concatenate(to_other), percentile))
 
 
 def summarise_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

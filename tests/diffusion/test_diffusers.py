@@ -8,6 +8,7 @@ from monai.networks.schedulers import DDPMScheduler
 
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.tables import reverse_table
+from shared_components.diffusion.timesteps import noise_levels
 
 diffusers = pytest.importorskip("diffusers", reason="pip install diffusers")
 
@@ -136,6 +137,42 @@ def test_dpm_solver_process(steps, spacing):
     peer.set_timesteps(timesteps=process.timesteps.tolist())
     expected = peer_run(peer, start(torch.float32))
     torch.testing.assert_close(process_run(process, start(torch.float32)), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 14, 20, 50])
+@pytest.mark.parametrize("spacing", ["uniform", "logSNR"])
+@pytest.mark.parametrize("lower_order_final", [True, False])
+def test_dpm_solver_process_between_timesteps(steps, spacing, lower_order_final):
+    """diffusers' update on our noise levels: it rounds its own to whole timesteps, and visits one level fewer."""
+    peer = diffusers.DPMSolverMultistepScheduler(
+        **SCHEDULE,
+        prediction_type="sample",
+        solver_order=2,
+        final_sigmas_type="sigma_min",
+        lower_order_final=False,
+        euler_at_final=lower_order_final,
+    )
+    process = ReverseProcess(ALPHAS, steps, "dpm_solver++", spacing=spacing, lower_order_final=lower_order_final)
+    levels = noise_levels(ALPHAS, steps, spacing)[1]
+    peer.set_timesteps(steps)
+    peer.timesteps, peer.sigmas = process.timesteps, (1 / levels - 1).sqrt().float()
+    expected = peer_run(peer, start(torch.float32))
+    torch.testing.assert_close(process_run(process, start(torch.float32)), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_even_log_ratios_are_diffusers_but_for_its_rounding(steps):
+    """Its N + 1 levels are those that our N steps go between; it then shows the network whole timesteps."""
+    peer = diffusers.DPMSolverMultistepScheduler(
+        **SCHEDULE, prediction_type="sample", use_lu_lambdas=True, final_sigmas_type="sigma_min"
+    )
+    peer.set_timesteps(steps + 1)
+    timesteps, levels = noise_levels(ALPHAS, steps, "logSNR")
+    assert peer.timesteps[:-1].tolist() == timesteps.round().tolist()
+    # between two timesteps log(abar) is linear here, the log ratio there: it matters near the clean end alone
+    found, expected = torch.logit(levels) / 2, -peer.sigmas[:-1].double().log()
+    torch.testing.assert_close(found, expected, atol=0.04, rtol=0)
+    torch.testing.assert_close(found[: steps // 2], expected[: steps // 2], atol=1e-4, rtol=0)
 
 
 def test_dpm_solver_with_dynamic_thresholds():

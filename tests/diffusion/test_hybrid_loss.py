@@ -76,6 +76,9 @@ def test_divergence_and_likelihood():
     assert gaussian_kl(one, zero, one).item() == pytest.approx(0.36787945, abs=1e-7)
     likelihood = discretised_log_likelihood(torch.tensor([0.0, 1.0, -1.0]), torch.zeros(3), torch.full((3,), -1.0))
     assert likelihood.tolist() == pytest.approx([-4.767075, -5.740350, -5.740359], rel=2e-5)
+    likelihood = discretised_log_likelihood(torch.tensor([0.0, -1, 1, 0.5]), torch.zeros(4), torch.full((4,), -3.0))
+    assert likelihood.tolist() == pytest.approx([-2.7681, -27.6310, -27.6310, -27.6310], abs=5e-5)
+    assert gaussian_kl(one, zero, torch.tensor(4.0).log()).item() == pytest.approx(0.4431, abs=5e-5)
     hopeless = discretised_log_likelihood(torch.tensor([0.5]), torch.tensor([9.0]), torch.tensor([-5.0]))
     assert hopeless.item() == pytest.approx(math.log(1e-12), rel=1e-6)
 

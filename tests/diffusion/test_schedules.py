@@ -93,6 +93,29 @@ def test_cosine_schedule():
     assert found == pytest.approx((0.4938435904, 2.428766907e-09), rel=1e-9)
 
 
+CDM_SCHEDULES = {  # of its specification, to eight digits: first and last beta, and abar by timestep
+    ("linear_rescaled", 4000): (
+        (2.5e-5, 5e-3),
+        {390: 0.90064303, 399: 0.89646581, 400: 0.89599729, 700: 0.72408106, 3999: 4.2466523e-5},
+    ),
+    ("linear_rescaled", 1000): ((1e-4, 2e-2), {0: 0.9999, 399: 0.19514644, 400: 0.19357201, 999: 4.0358298e-5}),
+    ("cosine_double", 4000): ((9.8658188e-6, 0.999), {400: 0.97196390, 1999: 0.49384359}),
+    ("cosine_double", 1000): ((4.1284225e-5, 0.999), {400: 0.64598817, 700: 0.20186889}),
+}
+
+
+@pytest.mark.parametrize("name, timesteps", CDM_SCHEDULES)
+def test_schedules_of_cdm(name, timesteps):
+    scheduler = DDPMScheduler(timesteps, schedule=name)
+    ends, levels = CDM_SCHEDULES[name, timesteps]
+    assert (scheduler.betas[0].item(), scheduler.betas[-1].item()) == pytest.approx(ends, rel=3e-8)
+    assert {t: scheduler.alphas_cumprod[t].item() for t in levels} == pytest.approx(levels, rel=3e-8)
+
+
+def test_sum_of_cdms_linear_betas():
+    assert linear_rescaled(4000).sum().item() == pytest.approx(10.05, rel=1e-12)
+
+
 def test_schedules_are_monais_in_double_precision():
     for own, theirs in ((linear_rescaled(1000), "linear_beta"), (cosine_double(1000), "cosine")):
         torch.testing.assert_close(own.float(), DDPMScheduler(1000, schedule=theirs).betas, atol=2e-7, rtol=1e-4)

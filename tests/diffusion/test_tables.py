@@ -76,6 +76,16 @@ def test_log_variances_lie_between_the_posterior_and_beta():
     assert (smallest[1:] < largest[1:]).all()
 
 
+def test_posterior_and_log_variances_of_cdms_schedule():
+    table = reverse_table((1 - linear_rescaled(4000)).cumprod(0))
+    coefficients, log_variance = table.coefficients.flip(0), table.log_variance.flip(0)[[0, 1, 399, 2000]]
+    assert coefficients[1, :2].tolist() == pytest.approx([0.51213874, 0.48786126], abs=1e-8)
+    assert coefficients[399, :2].tolist() == pytest.approx([4.7692596e-3, 0.99522365], rel=1e-8)
+    log_beta, log_posterior = log_variance.T.tolist()
+    assert log_beta == pytest.approx([-10.5966347, -10.5480708, -7.5590308, -5.9862295], abs=1e-7)
+    assert log_posterior == pytest.approx([-11.2657819, -11.2657819, -7.5635574, -5.9864448], abs=5e-7)
+
+
 def test_log_variances_are_those_between_the_levels_visited():
     table = reverse_table(ALPHAS_64, 4)
     abar = torch.cat([ALPHAS_64[[999, 749, 499, 249]], torch.ones(1).double()])

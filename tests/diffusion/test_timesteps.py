@@ -50,6 +50,9 @@ def test_published_respacings():
         *(100 + round(99 / 14 * i) for i in range(15)),
         *(200 + round(99 / 19 * i) for i in range(20)),
     ]
+    assert len(respaced_timesteps(300, "10,15,20")) == 45
+    assert respaced_timesteps(4000, "ddim100").flip(0).tolist()[:3] == [0, 40, 80]
+    assert respaced_timesteps(1000, "25").flip(0).tolist()[-3:] == [916, 957, 999]
     assert respaced_timesteps(10, "1,1,2").flip(0).tolist() == [0, 4, 7, 9]
 
 

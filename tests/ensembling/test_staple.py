@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared_components.ensembling import staple
+from shared_components.ensembling import rater_rates, staple
 from shared_components.ensembling.staple import pack_votes
 
 
@@ -18,7 +18,17 @@ def noisy_votes(rates, shape=(24, 20), seed=0):
     return np.stack([np.where(random.random(shape) < rate, ~truth, truth) for rate in rates])
 
 
-def itk_staple(votes, max_iterations=None):
+def disc(row, column, radius):
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+SHIFTED = torch.stack([disc(*centre, 5) for centre in ((8, 8), (8, 9), (9, 8), (8, 7), (7, 8))])
+ONE_ELSEWHERE = torch.cat([SHIFTED[:4], disc(4, 4, 3)[None]])
+TOY = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])
+
+
+def itk_filter(votes, max_iterations=None):
     itk = pytest.importorskip("itk")
     kind = itk.Image[itk.D, votes.ndim - 1]
     staple_filter = itk.STAPLEImageFilter[kind, kind].New()
@@ -28,7 +38,11 @@ def itk_staple(votes, max_iterations=None):
     for i, vote in enumerate(votes):
         staple_filter.SetInput(i, itk.image_from_array(vote.astype(np.float64)))
     staple_filter.Update()
-    return itk.array_from_image(staple_filter.GetOutput())
+    return staple_filter
+
+
+def itk_staple(votes, max_iterations=None):
+    return pytest.importorskip("itk").array_from_image(itk_filter(votes, max_iterations).GetOutput())
 
 
 @pytest.mark.parametrize("rates", [(0.1, 0.2), (0.05, 0.1, 0.2, 0.3, 0.15), (0.4, 0.02, 0.02), (0.1,) * 13])
@@ -38,6 +52,56 @@ def test_equals_itk(rates, shape):
     found = staple(torch.from_numpy(votes), max_iterations=1000)
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - itk_staple(votes)).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("votes", "pixels", "total", "sensitivity", "specificity"),
+    [
+        (SHIFTED, (81, 77, 69), 79.458, [1.0, *[0.87596] * 4], [0.99127, *[0.93544] * 4]),
+        (
+            ONE_ELSEWHERE,
+            (80, 75, 61),
+            79.4508,
+            [1.0, 0.877432, 0.879781, 0.877747, 0.123799],
+            [0.991225, 0.936067, 0.937124, 0.936209, 0.891452],
+        ),
+    ],
+)
+def test_five_discs_of_the_specification(votes, pixels, total, sensitivity, specificity):
+    """Pixels of STAPLE, of the majority and of the squared mean that the published MedSegDiff calls STAPLE."""
+    assert [int(vote.sum()) for vote in votes[:4]] == [81] * 4
+    probability, mean = staple(votes), votes.float().mean(0)
+    assert tuple(int((fused > 0.5).sum()) for fused in (probability, mean, mean**2)) == pixels
+    assert probability.double().sum().item() == pytest.approx(total, abs=1e-4)
+    rates = rater_rates(votes, probability)
+    assert rates.sensitivity.tolist() == pytest.approx(sensitivity, abs=1e-5)
+    assert rates.specificity.tolist() == pytest.approx(specificity, abs=1e-5)
+
+
+def test_three_raters_of_the_specification():
+    probability = staple(TOY)
+    assert probability.tolist() == pytest.approx([1, 1, 7.95e-8, 0], rel=1e-3, abs=1e-12)
+    rates = rater_rates(TOY, probability)
+    assert rates.sensitivity.tolist() == pytest.approx([1, 0.5, 1], abs=1e-6)
+    assert rates.specificity.tolist() == pytest.approx([1, 1, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("votes", [SHIFTED, ONE_ELSEWHERE, torch.from_numpy(noisy_votes((0.05, 0.1, 0.2, 0.3)))])
+def test_rates_equal_itks(votes):
+    peer, rates = itk_filter(votes.numpy()), rater_rates(votes, staple(votes, 1000))
+    raters = range(len(votes))
+    assert rates.sensitivity.tolist() == pytest.approx([peer.GetSensitivity(i) for i in raters], abs=1e-6)
+    assert rates.specificity.tolist() == pytest.approx([peer.GetSpecificity(i) for i in raters], abs=1e-6)
+
+
+def test_rates_against_a_reference_mask():
+    """The first rater finds 2 of 3 and spares 4 of 5; where there is nothing to find, there is no sensitivity."""
+    votes = torch.tensor([[1, 1, 0, 1, 0, 0, 0, 0], [0] * 8])
+    rates = rater_rates(votes, torch.tensor([1, 1, 1, 0, 0, 0, 0, 0]))
+    assert rates.sensitivity.tolist() == pytest.approx([2 / 3, 0]) and rates.specificity.tolist() == [0.8, 1]
+    nowhere, everywhere = (rater_rates(votes, torch.full((8,), value)) for value in (0.0, 1.0))
+    assert nowhere.sensitivity.isnan().all() and nowhere.specificity.tolist() == [5 / 8, 1]
+    assert everywhere.specificity.isnan().all() and everywhere.sensitivity.tolist() == [3 / 8, 0]
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 5])
@@ -116,6 +180,8 @@ def test_many_raters_by_lookup_equal_few_by_table():
 def test_scripts():
     votes = torch.from_numpy(noisy_votes((0.1, 0.2, 0.3)))
     assert torch.equal(torch.jit.script(staple)(votes), staple(votes))
+    scripted, rates = torch.jit.script(rater_rates)(votes, votes[0]), rater_rates(votes, votes[0])
+    assert torch.equal(scripted.sensitivity, rates.sensitivity) and rates.sensitivity[0] == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

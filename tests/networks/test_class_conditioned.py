@@ -14,6 +14,8 @@ from shared_components.networks.encoder_classifier import EncoderClassifier
 from shared_components.networks.medsegdiff_unet import count_parameters
 
 AT_128 = {"channel_mult": (1, 1, 2, 3, 4), "num_res_blocks": 3, "attention_factors": (8, 16), "num_heads": 4}
+AT_64 = {**AT_128, "channel_mult": (1, 2, 3, 4), "attention_factors": (4, 8)}
+AT_256 = {**AT_128, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_factors": (16, 32)}
 AT_224 = {**AT_128, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_factors": ()}
 CONDITIONAL = {"learned_variance": True, "num_embeddings": 1000}
 
@@ -27,7 +29,9 @@ CONDITIONAL = {"learned_variance": True, "num_embeddings": 1000}
         ({"num_classes": 0, **AT_128}, 125_062_529),
         ({**CONDITIONAL, **AT_128}, 125_575_682),
         ({"learned_variance": True, **AT_128}, 125_064_706),
-        ({**CONDITIONAL, **AT_128, "channel_mult": (1, 2, 3, 4), "attention_factors": (4, 8)}, 121_569_026),
+        ({**CONDITIONAL, **AT_64}, 121_569_026),
+        ({**CONDITIONAL, **AT_64, "channels": 192}, 273_038_978),
+        ({**CONDITIONAL, **AT_256}, 164_814_466),
     ],
 )
 def test_parameters_of_the_published_networks(options, expected):

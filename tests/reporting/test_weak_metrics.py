@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
@@ -46,6 +47,8 @@ def test_two_squares():
     stray[14, 14] = True
     directed, pooled = hausdorff_distances(first, stray)
     assert directed == pytest.approx(7.3539105, abs=1e-3) and pooled == pytest.approx(2.8284271, rel=1e-6)
+    for other, expected in ((second, 2.8284271), (stray, 14.1421356)):
+        assert hausdorff_distances(first, other, percentile=100) == pytest.approx([expected] * 2, rel=1e-6)
 
 
 def test_an_empty_mask_has_no_distance_and_is_counted():
@@ -59,6 +62,8 @@ def test_the_largest_component():
     mask[1:3, 1:3], mask[6:9, 6:9], mask[14, 14] = True, True, True
     kept = KeepLargestConnectedComponent(applied_labels=[1], connectivity=1)(tensor(mask))
     assert int(kept.sum()) == 9
+    removed, count = scipy.ndimage.label(mask & (kept[0].numpy() == 0))
+    assert count == 2 and np.bincount(removed.ravel())[1:].max() == 4
 
 
 def row(kind: int, positive: float, patient: str, found: np.ndarray, truth: np.ndarray | None) -> dict:

@@ -59,6 +59,17 @@ def test_published_average_copies_first_then_decays():
     assert seen == pytest.approx([0.116667, 0.106667], abs=1e-6)
 
 
+@pytest.mark.parametrize("steps, share", [(1000, 0.904833), (10_000, 0.367861)])
+def test_share_of_the_first_weights_in_the_published_average(steps, share):
+    """The first weights are 1, all later ones 0; the decay is 0.9999."""
+    model = nn.Linear(1, 1, bias=False).double()
+    handler = WarmedEMAHandler(model, momentum=1e-4, warm_up=False)
+    engine = engine_of(lambda e, b: nn.init.constant_(model.weight, b))
+    handler.attach(engine)
+    engine.run([1.0] + [0.0] * steps)
+    assert handler.ema_model.weight.item() == pytest.approx(share, abs=1e-6)
+
+
 def test_warm_up_forgets_early_weights():
     model = nn.Linear(1, 1, bias=False)
     handler = WarmedEMAHandler(model, momentum=0.01)
