@@ -1,0 +1,53 @@
+"""What the overlays of the bundles that learn from image-level labels say: the published method, comparisons, samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAPERS = sorted(REPOSITORY.glob("bundles/cdm_*/configs/paper*.json"))
+BUNDLES = sorted({path.parent.parent for path in PAPERS})
+TINY_PAPER = {
+    f"{part}#{key}": value
+    for part in ("denoiser", "classifier")
+    for key, value in {
+        "channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_factors": [], "in_channels": 1,
+    }.items()
+}  # fmt: skip
+TINY_PAPER |= {
+    "classifier#image_size": 16, "classifier#num_head_channels": 32, "image_size": [16, 16], "num_channels": 1,
+    "device": "cpu",
+}  # fmt: skip
+
+
+def parser(bundle: Path, *names: str, **override: Any) -> ConfigParser:
+    """The configurations as ``monai.bundle run`` reads them, with overrides."""
+    made = ConfigParser()
+    made.read_config([str(bundle / "configs" / f"{name}.json") for name in names])
+    made["bundle_root"] = str(bundle)
+    made.update(override)
+    return made
+
+
+def ids(path: Path) -> str:
+    return path.name if path.is_dir() else f"{path.parent.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("base", ["train", "inference"])
+@pytest.mark.parametrize("paper", PAPERS, ids=ids)
+def test_the_paper_overlays_segment_as_published(paper: Path, base: str) -> None:
+    """Whatever a bundle chose for itself: sections 1.8 and 2.1 of the published method's description."""
+    network = parser(paper.parent.parent, base, paper.stem, **TINY_PAPER).get_parsed_content("network_def")
+    assert (network.tau, network.mode, network.contrast_class, network.guidance_scale) == (
+        0.95, "finite_difference", 0, 10.0,
+    )  # fmt: skip
+    assert network.classifier_free_scale is None and network.combine == "mean"
+    assert (network.num_samples, network.num_inference_steps, network.start) == (1, 10, 400)
+    assert network.gate is None and network.gated is False
+    mask = network.mask
+    assert (mask.polarity, mask.threshold, mask.kernel, mask.body_level) == ("bright", "otsu", None, None)
+    assert network.process.clipped and (network.process.low, network.process.high) == (-1.0, 1.0)
