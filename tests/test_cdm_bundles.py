@@ -1,4 +1,4 @@
-"""What the overlays of the bundles that learn from image-level labels say: the published method, comparisons, samples."""
+"""The overlays of the bundles that learn from image-level labels: the published method, comparisons, samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
+
+from tests.data.test_image_labels import mask, picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = sorted(REPOSITORY.glob("bundles/cdm_*/configs/paper*.json"))
@@ -51,3 +53,23 @@ def test_the_paper_overlays_segment_as_published(paper: Path, base: str) -> None
     mask = network.mask
     assert (mask.polarity, mask.threshold, mask.kernel, mask.body_level) == ("bright", "otsu", None, None)
     assert network.process.clipped and (network.process.low, network.process.high) == (-1.0, 1.0)
+
+
+def letters(root: Path) -> Path:
+    """Slices whose patient is a letter in the middle of the name, which no guess finds: ``0a_x.png``."""
+    for patient in range(7):
+        for z in range(4):
+            name = f"{z}{chr(97 + patient)}_x.png"
+            picture(root / "images" / name, 7 * patient + z)
+            mask(root / "masks" / name, 20 * (z > 1))
+    return root
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_outlined_slices_are_of_the_patients_that_all_else_trains_on(bundle: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(letters(tmp_path)), "label_values": [1], "patient_pattern": r"^\d(\w)_"}
+    outlined, compared = (parser(bundle, "train", name, **options) for name in ("outlined", "compare"))
+    tested = {Path(item["image"]).name for item in outlined.get_parsed_content("validate#dataset#data")}
+    assert tested == {Path(item["image"]).name for item in compared.get_parsed_content("validate#dataset#data")}
+    trained = {Path(item["image"]).name for item in outlined.get_parsed_content("outlined#items")}
+    assert len(trained) >= 4 and not {name[1] for name in trained} & {name[1] for name in tested}
