@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
+from torch import nn
 
+from shared_components.diffusion.weak_segmenter import WeakSegmenter
 from tests.data.test_image_labels import mask, picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -73,3 +76,34 @@ def test_outlined_slices_are_of_the_patients_that_all_else_trains_on(bundle: Pat
     assert tested == {Path(item["image"]).name for item in compared.get_parsed_content("validate#dataset#data")}
     trained = {Path(item["image"]).name for item in outlined.get_parsed_content("outlined#items")}
     assert len(trained) >= 4 and not {name[1] for name in trained} & {name[1] for name in tested}
+
+
+def comparison(bundle: Path, *names: str, **override: Any) -> tuple[set[str], dict[str, nn.Module], list[str]]:
+    """Names of the methods in the file, those that are built, and what is told of the others."""
+    made = parser(bundle, "train", *names, "compare", **{"device": "cpu", **override})
+    told = made.get_parsed_content("compare#left_out")
+    return set(made["methods"]), made.get_parsed_content("methods"), [text for text, holds in told.items() if holds]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+@pytest.mark.parametrize("polarity", ["bright", "dark", "both"])
+def test_maps_that_are_never_negative_are_not_turned_over(bundle: Path, polarity: str) -> None:
+    listed, methods, told = comparison(bundle, polarity=polarity)
+    assert set(methods) == listed and told == []
+    for name, network in methods.items():
+        if not name.endswith("settings"):  # those of the specification
+            dark = isinstance(network, WeakSegmenter) and polarity == "dark"
+            assert network.mask.polarity == ("dark" if dark else "bright" if polarity == "dark" else polarity), name
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_methods_that_lack_something_are_left_out_of_a_comparison(bundle: Path) -> None:
+    listed, methods, told = comparison(bundle, null_class=False, label_dropout=0.0)
+    assert listed - set(methods) == {"Diff, classifier-free"} and len(told) == 1 and "null_class is false" in told[0]
+    listed, methods, told = comparison(bundle, "paper", **TINY_PAPER, counterfactual_steps=2)
+    maps = {"GradCAM", "GradCAM++", "LayerCAM", "ScoreCAM", "occlusion"}
+    assert listed - set(methods) == {"Diff, classifier-free"} | maps
+    assert len(told) == 2 and "gate is null" in told[0]
+    image = torch.rand(1, 1, 16, 16)
+    for name, network in methods.items():
+        assert network.eval().describe(image)["pred"].shape == (1, 2, 16, 16), name
