@@ -107,3 +107,17 @@ def test_methods_that_lack_something_are_left_out_of_a_comparison(bundle: Path) 
     image = torch.rand(1, 1, 16, 16)
     for name, network in methods.items():
         assert network.eval().describe(image)["pred"].shape == (1, 2, 16, 16), name
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_sampling_with_a_variance_that_is_not_learned_takes_the_large_one(bundle: Path, learned: bool) -> None:
+    """As published: beta; a learned variance lies between the two as before. Section 1.4 of the description."""
+    options = {"sampler": "ddpm", "sampling_steps": 1000, "learned_variance": learned, "device": "cpu"}
+    process = parser(bundle, "inference", "sample", **options).get_parsed_content("class_sampler").process
+    t = 5
+    beta = parser(bundle, "inference").get_parsed_content("scheduler").betas[t]
+    zero = torch.zeros(1, 1, 1, 1)
+    deviation = process.deviation(999 - t, torch.cat([zero, zero], 1) if learned else zero, zero)
+    expected = process.log_variance[999 - t].mean().exp() if learned else beta
+    torch.testing.assert_close(deviation.flatten()[0] ** 2, expected.float(), rtol=1e-4, atol=0)
