@@ -55,6 +55,7 @@ def test_the_paper_overlays_segment_as_published(paper: Path, base: str) -> None
     assert network.gate is None and network.gated is False
     mask = network.mask
     assert (mask.polarity, mask.threshold, mask.kernel, mask.body_level) == ("bright", "otsu", None, None)
+    assert network.conventions.tolist() == [1.0, 1.0, 0.0, 1.0]  # images in [0, 1], which its weights then say
     assert network.process.clipped and (network.process.low, network.process.high) == (-1.0, 1.0)
 
 
