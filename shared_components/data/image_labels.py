@@ -6,7 +6,8 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ _BELOW = ("", "flair", "flair/flair")
 _MASK_BESIDE = re.compile(r"(?P<image>.+)_mask(?:_\d+)?$", re.IGNORECASE)
 _NUMBER_OF_SLICE = re.compile(r"[_-]?(?:slice|z|s)?[_-]?\d+$", re.IGNORECASE)
 _NAMED_IN_MESSAGE = 3
+_PATIENT_HINT = (
+    r"; --patient_pattern says where the names have the patient, such as '^(\w+)_\d+$', or '.+' if each is another one"
+)
 _ABOUT_LABELS = ("no_label", "no_image", "not_listed", "no_section", "no_label_column")
 
 
@@ -46,6 +50,17 @@ class LabelledSlices:
 
     folder: CaseFolder
     classes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """An image of the published layout: its section, name, file, class and masks."""
+
+    section: str
+    stem: str
+    image: Path
+    label: int
+    masks: list[Path]
 
 
 def find_labelled_slices(
@@ -64,7 +79,8 @@ def find_labelled_slices(
     * every layout of `shared_components.data.cases.find_cases` with masks: the label follows from the mask.
 
     In the published layout the patient is the file's name without the number of the slice at its end, so that no
-    patient comes to lie in two sections.
+    patient comes to lie in two sections; where that is the name of a class only (``tumor_001``), every slice is a
+    patient of its own. Images of one name in several folders have these folders' names in their ids.
 
     Args:
         dataset_dir: the folder.
@@ -134,7 +150,11 @@ def slice_list(
     if usual_spatial_dims(folder.cases) == 3:
         raise InputError(f"{folder.root}: volumes; make slices of them by python -m shared_components prepare_slices")
     choose_split(folder, fold, num_folds, patient_pattern)
-    _refuse(folder, [finding for finding in find_leaks(folder) if finding.level == "error"])
+    hint = _PATIENT_HINT if folder.layout == "published" and patient_pattern is None else ""
+    _refuse(folder, [finding for finding in find_leaks(folder) if finding.level == "error"], hint)
+    alone = len(folder.cases) - len(folder.groups)
+    if hint and alone and section == "train":
+        logger.warning("%s: the names of %d slices tell no patient, each counts as one%s", folder.root, alone, hint)
     chosen = set(sections(folder)[section])
     cases = _usable(folder, [case for case in folder.cases if case.id in chosen], channels, skip_bad)
     items = [item for case in cases if (item := _item(case, found, section, values, min_pixels)) is not None]
@@ -144,7 +164,8 @@ def slice_list(
     kinds = {item["class"] for item in items}
     if not items or (section == "train" and kinds != {0, 1}):
         count = f"{sum(item['class'] for item in items)} positive ones of {len(items)}"
-        raise InputError(f"{folder.root}: section '{section}' has {count} slices; expected some of either class")
+        wanted = "expected some of either class"
+        raise InputError(f"{folder.root}: section '{section}' has {count} slices; {wanted}{hint}")
     return items
 
 
@@ -184,11 +205,11 @@ def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | Non
     return [case for case in cases if case.id not in bad and case.images]
 
 
-def _refuse(folder: CaseFolder, errors: Sequence[Finding]) -> None:
+def _refuse(folder: CaseFolder, errors: Sequence[Finding], hint: str = "") -> None:
     if errors:
         named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
         more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
-        raise InputError(f"{folder.root}: {named}{more}; correct them")
+        raise InputError(f"{folder.root}: {named}{more}; correct them{hint}")
 
 
 def _published(folder: Path, root: Path) -> LabelledSlices | None:
@@ -198,31 +219,47 @@ def _published(folder: Path, root: Path) -> LabelledSlices | None:
         parts = {"": folder}
     elif parts["train"] is None or not _class_folders(parts["train"], POSITIVE_WORDS):
         return None
+    found = [_Slice(section, *file) for section, part in parts.items() if part for file in _files(part)]
+    names = Counter((one.section, one.stem) for one in found)
     cases: dict[str, Case] = {}
-    classes: dict[str, int] = {}
-    split: dict[str, list[str]] = {}
+    slices: dict[str, _Slice] = {}
     problems: list[Finding] = []
-    for section, part in parts.items():
-        for stem, image, label, masks in _files(part) if part else ():
-            mask = masks[0] if masks else None
-            if len(masks) > 1:
-                text = f"{len(masks)} masks of one image; unite them in seg/{image.name}"
-                problems.append(Finding("error", stem, str(image), text, "several_masks"))
-            if stem in cases:
-                text = f"same name as {cases[stem].images[0]}; rename one"
-                problems.append(Finding("error", stem, str(image), text, "duplicate_id"))
-                continue
-            cases[stem] = Case(stem, (image,), mask)
-            classes[stem] = label
-            split.setdefault(section, []).append(stem)
+    for case, one in zip(_ids(found), found):
+        mask = one.masks[0] if one.masks else None
+        if len(one.masks) > 1:
+            text = f"{len(one.masks)} masks of one image; unite them in seg/{one.image.name}"
+            problems.append(Finding("error", case, str(one.image), text, "several_masks"))
+        if case in cases:
+            text = f"same name as {cases[case].images[0]}; rename one"
+            problems.append(Finding("error", case, str(one.image), text, "duplicate_id"))
+            continue
+        if mask and mask.parent.name == "seg" and names[one.section, one.stem] > 1:
+            text = "two images of different folders have its name; rename one of them, and the mask with its image"
+            problems.append(Finding("error", case, str(mask), text, "ambiguous_mask"))
+        cases[case], slices[case] = Case(case, (one.image,), mask), one
     if not cases:
         return None
-    listed = [cases[stem] for stem in sorted(cases)]
-    found = CaseFolder(root, "published", ("image",), {}, listed, split=None if "" in split else split)
-    found.problems = problems
-    found.groups = _patients(list(cases))
-    _refuse(found, problems)
-    return LabelledSlices(found, classes)
+    split: dict[str, list[str]] = {}
+    for case, one in slices.items():
+        split.setdefault(one.section, []).append(case)
+    listed = [cases[case] for case in sorted(cases)]
+    result = CaseFolder(root, "published", ("image",), {}, listed, split=None if "" in split else split)
+    result.problems = problems
+    result.groups = _patients(slices)
+    _refuse(result, problems)
+    return LabelledSlices(result, {case: one.label for case, one in slices.items()})
+
+
+def _ids(slices: Sequence[_Slice]) -> list[str]:
+    """Return an id a slice: its name; where others have the same, its folder's before it, and the part's if need be."""
+    ids = [one.stem for one in slices]
+    for folders in (1, 2):
+        count = Counter(ids)
+        ids = [
+            "_".join([*one.image.parts[-1 - folders : -1], one.stem]) if count[case] > 1 else case
+            for case, one in zip(ids, slices)
+        ]
+    return ids
 
 
 def _files(part: Path) -> Iterator[tuple[str, Path, int, list[Path]]]:
@@ -248,10 +285,31 @@ def _first(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def _patients(stems: list[str]) -> dict[str, str]:
-    """Guess the patients from the names of slices; none if all would be one."""
-    patients = {stem: _NUMBER_OF_SLICE.sub("", stem) or stem for stem in stems}
-    return patients if len(set(patients.values())) > 1 else {}
+def _patients(slices: Mapping[str, _Slice]) -> dict[str, str]:
+    """Guess the patients from the names of slices; none if all would be one.
+
+    A guess that is the name of a class, or that all slices of a class share and no others, tells the class and not the
+    patient (``tumor_001``, ``tumor_002``, ...): its slices have none, so each counts as a patient of its own.
+    """
+    guesses = {case: _NUMBER_OF_SLICE.sub("", one.stem) for case, one in slices.items()}
+    members: dict[str, set[str]] = defaultdict(set)
+    whole: dict[Hashable, set[str]] = defaultdict(set)
+    of_part: dict[Hashable, set[str]] = defaultdict(set)
+    for case, one in slices.items():
+        members[guesses[case]].add(case)
+        whole[one.label].add(case)
+        whole[one.image.parent.name].add(case)
+        of_part[one.section, one.image.parent.name].add(case)
+    words = {*NEGATIVE_WORDS, *POSITIVE_WORDS, *(one.image.parent.name.lower() for one in slices.values())}
+
+    def tells(guess: str) -> bool:
+        numbered = any(letter.isdigit() for letter in guess)
+        classes = [*whole.values(), *(() if numbered else of_part.values())]
+        return guess.lower().strip(" _-") not in {"", *words} and members[guess] not in classes
+
+    told = {guess for guess in members if tells(guess)}
+    patients = {case: guess for case, guess in guesses.items() if guess in told}
+    return patients if len(members) > 1 else {}
 
 
 def _manifest_classes(root: Path) -> dict[str, int]:

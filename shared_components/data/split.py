@@ -186,7 +186,7 @@ def _shared_groups(folder: CaseFolder, place: Mapping[str, str]) -> Iterator[Fin
         if place[other] != place[case]:
             told.add(group)
             text = f"patient {group} is in '{place[other]}' ({other}) and in '{place[case]}'; leave all in one section"
-            file = "manifest.csv" if folder.layout == "manifest" else "split.json"
+            file = {"manifest": "manifest.csv", "published": "."}.get(folder.layout, "split.json")
             yield Finding("error", case, str(folder.root / file), text, "leak")
 
 

@@ -1,6 +1,6 @@
 """A saliency network around a denoiser of images: the schedule of its weights, its gate, its noise."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 from monai.networks.schedulers.scheduler import Scheduler
@@ -34,8 +34,8 @@ class DiffusionSaliency(SaliencyNetwork):
     """What CDM and its diffusion competitor share. Subclasses implement `member_maps`.
 
     A slice is noised to a level of the training schedule and goes back from there in DDIM steps of one timestep each.
-    The training schedule, the factor of the timesteps and the type of the prediction are part of the state dict, so
-    weights trained with others are refused (the published halves disagree on all of them).
+    The training schedule, the factor of the timesteps, the type of the prediction and the range of the images are part
+    of the state dict, so weights trained with others are refused (the published halves disagree on the first three).
 
     Args:
         denoiser: ``denoiser(noisy, timesteps, class_weights=...)``, as `ClassConditionedDenoiser`.
@@ -51,6 +51,8 @@ class DiffusionSaliency(SaliencyNetwork):
         clip: (low, high) that clean estimates are clipped to; the noise then is that of the clipped estimate.
         max_batch_size: most noisy images in one call of the denoiser (`images_per_call`); bounds the memory.
         seed: of the noise in eval mode.
+        image_range: (low, high) that slices are scaled to. Weights without one load whatever it is; with ``None`` none
+            is kept and nothing compared.
         **options: of `SaliencyNetwork`.
 
     Raises:
@@ -71,6 +73,7 @@ class DiffusionSaliency(SaliencyNetwork):
         clip: Optional[Tuple[float, float]] = (-1.0, 1.0),
         max_batch_size: int = 64,
         seed: int = 0,
+        image_range: Optional[Sequence[float]] = None,
         **options: Any,
     ) -> None:
         if gated and gate is None and classifier is None:
@@ -92,6 +95,7 @@ class DiffusionSaliency(SaliencyNetwork):
         self.start = start_timestep(self._alphas_cumprod, signal_level)
         self.register_buffer("schedule", self._alphas_cumprod.float())
         conventions = [float(denoiser.timestep_scale), float(PREDICTION_TYPES.index(prediction_type))]
+        conventions += [] if image_range is None else [float(limit) for limit in image_range]
         self.register_buffer("conventions", torch.tensor(conventions))
         self.set_sampling(self.num_samples, num_inference_steps)
 
@@ -150,17 +154,27 @@ class DiffusionSaliency(SaliencyNetwork):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         difference = schedule_difference(state_dict.get(prefix + "schedule"), self.schedule)
-        found, ours = state_dict.get(prefix + "conventions"), self.conventions
-        if found is not None and not torch.equal(found.to(ours), ours):
-            difference = difference or (
-                f"the weights were trained with (timestep_scale, prediction_type) {_spelt(found)}, this network has "
-                f"{_spelt(ours)}: choose the configuration that the weights were trained with"
-            )
+        found = state_dict.get(prefix + "conventions")
+        if found is not None:
+            difference = difference or _conventions_difference(found.tolist(), self.conventions.tolist())
+            state_dict[prefix + "conventions"] = self.conventions  # older weights say nothing of the images' range
         if difference:
             errors.append(difference)
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
 
-def _spelt(conventions: Tensor) -> str:
-    return f"({float(conventions[0]):g}, {PREDICTION_TYPES[int(conventions[1])]})"
+def _conventions_difference(found: Sequence[float], ours: Sequence[float]) -> str:
+    """Tell how the conventions of weights differ from a network's; empty where they do not or one says no range."""
+    if found[:2] != ours[:2]:
+        named = "(timestep_scale, prediction_type)"
+        theirs, here = (f"({scale:g}, {PREDICTION_TYPES[int(kind)]})" for scale, kind in (found[:2], ours[:2]))
+    elif len(found) == len(ours) and found[2:] != ours[2:]:
+        named = "image_range"
+        theirs, here = (f"[{low:g}, {high:g}]" for low, high in (found[2:], ours[2:]))
+    else:
+        return ""
+    return (
+        f"the weights were trained with {named} {theirs}, this network has {here}: choose the configuration that the "
+        "weights were trained with"
+    )

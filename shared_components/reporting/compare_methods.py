@@ -30,6 +30,7 @@ def compare_methods(
     output_dir: str | os.PathLike,
     device: str | torch.device = "cpu",
     overwrite: bool = False,
+    left_out: Mapping[str, bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Score every method on every slice and write the tables.
 
@@ -44,6 +45,7 @@ def compare_methods(
         output_dir: where the tables go.
         device: to run on.
         overwrite: whether tables of an earlier run may be replaced.
+        left_out: what is not among the methods and why, and whether that is so here; one warning each.
 
     Returns:
         The rows of ``methods.csv``.
@@ -52,6 +54,8 @@ def compare_methods(
         InputError: the tables are there already, or the folder cannot be written to.
     """
     folder = claim_outputs(output_dir, [TABLE, PER_SLICE, MEANING], overwrite)
+    for reason in [reason for reason, holds in (left_out or {}).items() if holds]:
+        logger.warning("left out of the comparison: %s", reason)
     table, per_slice = [], []
     for name, network in methods.items():
         rows = score_method(network, tqdm(dataloader, desc=name), postprocessing, device)

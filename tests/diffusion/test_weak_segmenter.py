@@ -345,6 +345,21 @@ def test_weights_of_another_schedule_or_time_scale_are_refused():
     ours.load_state_dict(WeakSegmenter(small_denoiser(), scheduler(1000), gated=False, signal_level=0.3).state_dict())
 
 
+def test_weights_of_another_image_range_are_refused():
+    """Those that say none, as those of before do, are not; then the network's own range is kept."""
+    made = {
+        limits: WeakSegmenter(small_denoiser(), scheduler(1000), gated=False, image_range=limits)
+        for limits in ((-1.0, 1.0), (0.0, 1.0), None)
+    }
+    ours = made[-1.0, 1.0]
+    with pytest.raises(RuntimeError, match=r"trained with image_range \[0, 1\], this network has \[-1, 1\]: choose"):
+        ours.load_state_dict(made[0.0, 1.0].state_dict())
+    ours.load_state_dict(made[None].state_dict())
+    assert ours.conventions.tolist() == [1.0, 1.0, -1.0, 1.0]
+    made[None].load_state_dict(ours.state_dict())
+    assert made[None].conventions.tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -108,14 +108,18 @@ class Bright(SaliencyNetwork):
         return self.sign * slices[None, :, :1]
 
 
-def test_all_methods_in_one_table(tmp_path):
+def test_all_methods_in_one_table(tmp_path, caplog):
     truth, empty = square(2, 5), np.zeros((16, 16), bool)
     items = [
         {"image": tensor(truth), "label": tensor(truth), "class": 1, "patient": "a"},
         {"image": tensor(empty) - 0.1, "label": tensor(empty), "class": 0, "patient": "b"},
     ]
     loader = DataLoader(Dataset(items), batch_size=2)
-    table = compare_methods({"right": Bright(), "wrong": Bright(-1)}, loader, lambda case: case, tmp_path / "out")
+    methods, told = {"right": Bright(), "wrong": Bright(-1)}, {"maps: no gate": True, "other: no null class": False}
+    table = compare_methods(methods, loader, lambda case: case, tmp_path / "out", left_out=told)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "left out of the comparison: maps: no gate"
+    ]
     assert [entry["method"] for entry in table] == ["right", "wrong"]
     assert table[0]["dice"] == 1 and table[1]["dice"] == 0 and table[0]["gate_accuracy"] == 1
     assert table[1]["negative_slices_marked"] == 0
