@@ -59,7 +59,9 @@ def target_images(
     """
     usable, failures = inference_cases(dataset_dir, num_channels, spatial_dims=2)
     if failures and not skip_bad:
-        raise InputError(f"{dataset_dir}: {len(failures)} images cannot be used (skip_bad omits them): {failures[0]}")
+        raise InputError(
+            f"{dataset_dir}: {len(failures)} images cannot be used (--skip_bad True leaves them out): {failures[0]}"
+        )
     if failures:
         logger.warning("%s: %d images left out: %s", dataset_dir, len(failures), " | ".join(failures))
     folder = find_cases(dataset_dir, num_channels)

@@ -56,12 +56,12 @@ class CaseFolder:
 
     Attributes:
         root: absolute path of the folder.
-        layout: "msd", "nnunet", "manifest", "paired", "channel folders", "case folders" or "images".
+        layout: "msd", "nnunet", "manifest", "paired", "parts", "channel folders", "case folders" or "images".
         channels: names of the image channels.
         label_names: name to value, without the background; empty if no ``dataset.json`` says.
         cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
-        unlabelled: the cases of ``imagesTs``.
-        split: sections of ``split.json`` or of the manifest, or ``None``.
+        unlabelled: the cases of ``imagesTs``, or of a part without labels.
+        split: sections of ``split.json``, of the manifest or of the parts, or ``None``.
         problems: what is missing, ambiguous or unused.
         channels_named: the user, ``dataset.json`` or the manifest says how many channels there are.
         label_column: the manifest's column of labels, or ``None``.

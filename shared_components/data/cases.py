@@ -25,11 +25,13 @@ from shared_components.data.files import (
     without_label_suffix,
 )
 from shared_components.data.manifest import Manifest, Row, read_manifest
+from shared_components.data.parts import joined_cases, part_folders, with_part_names
 from shared_components.errors import InputError
 
 LOOKED_FOR = (
     "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
-    "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, a folder a channel beside one of labels, "
+    "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, such folders in one called Training and one "
+    "called Test, a folder a channel beside one of labels, "
     "a folder a case with its label in it, "
     "or image files directly or one folder down (NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF)"
 )
@@ -112,6 +114,8 @@ class _Finder:
             if by_class := masks_by_class(folders[1]):
                 return self._with_masks(folders[0], *by_class)
             layout, cases, unlabelled = self._labelled(*folders)
+        elif self.label_column is None and (parts := self._parts()):
+            return self._from_parts(parts)
         elif columns := case_folders(self.root, self.channels, self.label_column):
             return self._from_columns(columns)
         else:
@@ -160,6 +164,21 @@ class _Finder:
     def _from_columns(self, columns: Columns) -> CaseFolder:
         self.label_names = self.label_names or columns.label_names
         return self._from_manifest(columns.manifest, columns.layout, columns.masks)
+
+    def _parts(self) -> dict[str, CaseFolder]:
+        """Return what is in a folder of training and one of testing cases, where both are understood as such."""
+        found = {section: _Finder(part, self.channels).find() for section, part in part_folders(self.root).items()}
+        layouts = {section: part.layout for section, part in found.items() if part.cases}
+        fitting = layouts.get("train") == "paired" and set(layouts.values()) <= {"paired", "images"}
+        alike = len({tuple(part.label_names.items()) for part in found.values() if part.labelled}) <= 1
+        return with_part_names(found) if fitting and alike and len(layouts) == len(found) else {}
+
+    def _from_parts(self, parts: Mapping[str, CaseFolder]) -> CaseFolder:
+        cases, unlabelled, split = joined_cases(parts)
+        self.split = self.split or split
+        self.label_names = parts["train"].label_names
+        self.problems += [problem for part in parts.values() for problem in part.problems]
+        return self._folder("parts", cases, unlabelled)
 
     def _with_masks(
         self, image_dir: Path, names: tuple[str, ...], masks: dict[str, tuple[Path | None, ...]]

@@ -212,8 +212,8 @@ def _without_errors(
     total = len({case.id for case in cases} | bad)
     if errors and not skip_bad:
         raise InputError(
-            f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used (skip_bad omits them): "
-            f"{_several(folder, errors)}"
+            f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used{_for_want_of_a_label(errors)}; "
+            f"mend them, or leave them out with --skip_bad True: {_several(folder, errors)}"
         )
     if not good:
         raise InputError(
@@ -224,6 +224,13 @@ def _without_errors(
         logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
         note_left_out(folder, errors)
     return good
+
+
+def _for_want_of_a_label(errors: Sequence[Finding]) -> str:
+    """Say how many of the cases with errors have no label, which a data set may have by intention."""
+    lacking = {error.case for error in errors if error.kind == "no_label"}
+    others = {error.case for error in errors} - lacking
+    return f"{f', {len(lacking)} of them' if others else ''} for want of a label" if lacking else ""
 
 
 def note_left_out(folder: CaseFolder, errors: Sequence[Finding]) -> None:

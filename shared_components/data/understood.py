@@ -10,7 +10,8 @@ _SHOWN = 12
 
 def overview(folder: CaseFolder) -> dict[str, str]:
     """Return what to say of a folder: a word and its text for each line."""
-    tests = f", {len(folder.unlabelled)} in imagesTs" if folder.unlabelled else ""
+    without = "without labels" if folder.layout == "parts" else "in imagesTs"
+    tests = f", {len(folder.unlabelled)} {without}" if folder.unlabelled else ""
     named = [f"{name} {value}" for name, value in folder.label_names.items()]
     labels = ", ".join(named[:_SHOWN]) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
     told = {
@@ -44,5 +45,6 @@ def split_source(folder: CaseFolder) -> str:
     if folder.split is None:
         source = "by sorted patient" if folder.groups else "by sorted id"
     else:
-        source = "split.json" if (folder.root / "split.json").is_file() else "manifest.csv"
+        written = "the folders" if folder.layout == "parts" else "manifest.csv"
+        source = "split.json" if (folder.root / "split.json").is_file() else written
     return source if folder.fold is None else f"{source}; validation: fold {folder.fold} of {folder.num_folds}"

@@ -5,6 +5,7 @@ from shared_components.training.ema import WarmedEMAHandler, shared_handler
 from shared_components.training.evaluator import CaseEvaluator
 from shared_components.training.gradients import ClipGradientNorm
 from shared_components.training.guards import StopOnNonFinite
+from shared_components.training.joint_schedule import JointSchedule
 from shared_components.training.progress import RunProgress
 from shared_components.training.seeding import EpochSeeder
 
@@ -13,6 +14,7 @@ __all__ = [
     "CaseEvaluator",
     "ClipGradientNorm",
     "EpochSeeder",
+    "JointSchedule",
     "LoadWeights",
     "RunProgress",
     "StopOnNonFinite",

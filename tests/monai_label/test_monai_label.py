@@ -9,40 +9,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 
 from shared_components.bundle_tools.export import export_bundle
-from shared_components.data.phantoms import phantom_case
 from tests.bundle_weights import with_weights
+from tests.monai_label.cases import BUNDLES, write_case
 from tests.toy_bundle import INFERENCE, METADATA, write_ball, write_toy_bundle
 
 HERE = Path(__file__).resolve().parent
-BUNDLES = [
-    path.parent.parent
-    for path in sorted(HERE.parent.parent.glob("bundles/*/configs/metadata.json"))
-    # MONAI Label asks for segmentations: bundles that generate images are not for it
-    if json.loads(path.read_text(encoding="utf-8"))["network_data_format"]["outputs"]["pred"]["type"] != "image"
-]
-# A case that the bundle's weights have not seen, and the least mean Dice that tells them from random ones.
-CASES = {
-    "cdal_hippocampus": (
-        "Task04_Hippocampus/imagesTr/hippocampus_008.nii.gz",
-        "Task04_Hippocampus/labelsTr/hippocampus_008.nii.gz",
-        0.75,
-    ),
-    **dict.fromkeys(
-        ("medsegdiff_isic", "medsegdiff_v2_isic"),
-        (
-            "ISIC2017/images_256/ISIC_0000046.jpg",
-            "ISIC2017/masks_256/ISIC_0000046_segmentation.png",
-            0.6,
-        ),
-    ),
-}
-
 pytestmark = [pytest.mark.slow, pytest.mark.monai_label]
 
 
@@ -57,15 +32,6 @@ def label_python() -> Path:
             "MONAI_LABEL_VENV=label_venv python -m pytest -m monai_label"
         )
     return python
-
-
-def write_sequences(folder: Path) -> tuple[Path, Path]:
-    """A phantom of two sequences as one 4-D file, and its label map."""
-    flair, t1c, label = phantom_case(0, 3, "tumour")
-    image = np.stack([flair, t1c], axis=-1).astype(np.float32)
-    for name, content in (("image", image), ("label", label)):
-        nib.save(nib.Nifti1Image(content, np.eye(4)), folder / f"{name}.nii.gz")
-    return folder / "image.nii.gz", folder / "label.nii.gz"
 
 
 def run_acceptance(python: Path, bundle: Path, image: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,11 +51,7 @@ def run_acceptance(python: Path, bundle: Path, image: Path, *arguments: str) -> 
 def test_the_exported_bundle_serves_and_trains(
     label_python: Path, real_data: Path, tmp_path: Path, bundle: Path
 ) -> None:
-    if bundle.name == "medsegdiff_brats":
-        (image, label), least_dice = write_sequences(tmp_path), 0.0  # phantoms are not what weights are trained on
-    else:
-        image, label, least_dice = CASES[bundle.name]
-        image, label = real_data / image, real_data / label
+    image, label, least_dice = write_case(bundle.name, real_data, tmp_path)
     if not (bundle / "models" / "model.pt").is_file():
         least_dice = 0.0
     target = Path(export_bundle(str(with_weights(bundle, tmp_path / "source")), str(tmp_path / bundle.name)))

@@ -17,7 +17,7 @@ def test_an_evaluation_finishes_the_good_cases(phantoms, weights, tmp_path):
     broken.write_bytes(broken.read_bytes()[:500])
     options = {**NETWORK, "num_samples": 1, "dataset_dir": str(folder), "ckpt_path": str(weights)}
     line = refusal("train", "evaluate", **options, output_dir=str(tmp_path / "refused"))
-    assert "1 of 2 test cases cannot be used (skip_bad omits them)" in line and "phantom_003.nii.gz" in line
+    assert "1 of 2 test cases cannot be used" in line and "--skip_bad True" in line and "phantom_003.nii.gz" in line
     _LEFT_OUT.clear()
     line = refusal("train", "evaluate", **options, output_dir=str(tmp_path / "out"), skip_bad=True)
     assert line.startswith("1 case could not be processed: phantom_003: imagesTr/phantom_003.nii.gz: truncated")
