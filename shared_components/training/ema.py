@@ -7,6 +7,8 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from torch import nn
 
+from shared_components.errors import InputError
+
 
 class WarmedEMAHandler(EMAHandler):
     """ignite's `EMAHandler` whose average starts from trained weights, not from the random ones.
@@ -20,9 +22,14 @@ class WarmedEMAHandler(EMAHandler):
         model: the network being trained.
         momentum: 1 - decay, in (0, 1).
         warm_up: see above.
+
+    Raises:
+        InputError: the momentum is outside its range.
     """
 
     def __init__(self, model: nn.Module, momentum: float = 0.001, warm_up: bool = True) -> None:
+        if type(momentum) not in (int, float) or not 0 < momentum < 1:
+            raise InputError(f"the momentum of the moving average is {momentum!r}: it must be 1 - decay, in (0, 1)")
         super().__init__(model, momentum=momentum)
         self.warm_up = warm_up
 
