@@ -42,6 +42,10 @@ OVERRIDES: dict[str, tuple[dict[str, Any], Any]] = {
     "num_heads": ({"denoiser#num_heads": 4}, lambda p, n: "num_heads': 4" in str(p["denoiser"])),
     "class_cond": ({"num_classes": 2}, lambda p, n: any(m.num_embeddings == 2 for m in embeddings(n))),
     "learn_sigma": ({"learned_variance": False}, lambda p, n: not n.denoiser.learned_variance),
+    "variance_type": (
+        {"learned_variance": False, "variance_type": "fixed_small"},
+        lambda p, n: p.get_parsed_content("prediction_loss").variance_type == "fixed_small",
+    ),
     "use_scale_shift_norm": ({"denoiser#use_scale_shift_norm": True}, None),
     "resblock_updown": ({"denoiser#resblock_updown": True}, None),
     "dropout": ({"denoiser#dropout": 0.1, "denoiser#highway_dropout": 0.0}, None),
@@ -119,6 +123,22 @@ def test_a_flags_key_does_what_the_flag_says(flag: str) -> None:
     targets = {"target": maps, "clean": maps, "presence": maps, "timesteps": torch.tensor([3, 0]), "weights": weights}
     assert torch.isfinite(loss(output, targets))
     assert changed is None or changed(parser, network)
+
+
+@pytest.mark.parametrize("bundle", ["medsegdiff_isic", "medsegdiff_v2_isic", "medsegdiff_brats"])
+def test_without_a_learned_variance_beta_is_sampled_and_trained(bundle: str) -> None:
+    tiny = {**TINY, "denoiser#highway_channels": 4, "num_inference_steps": 1000, "validation_steps": 1000}
+    parser = paper(bundle=bundle, **tiny, learned_variance=False)
+    parser["validate"]["network"]["denoiser"] = "@denoiser"  # there, the average's
+    beta = parser.get_parsed_content("scheduler").betas.double()
+    for key in ("network_def", "validate#network"):
+        process = parser.get_parsed_content(key).process
+        assert torch.allclose(process.coefficients[:-1, 2].double() ** 2, beta.flip(0)[:-1], rtol=1e-5), key
+        assert process.coefficients[-1, 2] == 0
+    assert parser.get_parsed_content("prediction_loss").variance_type == "fixed_large"
+    parser = paper(bundle=bundle, **tiny, learned_variance=False, variance_type="fixed_small")
+    small = parser.get_parsed_content("network_def").process.coefficients[-2, 2].double() ** 2
+    assert small < 0.6 * beta[1], "the posterior's is smaller at the cleanest timesteps"
 
 
 def test_the_keys_of_the_trainer_and_its_handlers() -> None:

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.networks.schedulers.scheduler import NoiseSchedules
+from torch import nn
 
 from shared_components.ensembling.combine import COMBINE_CHOICES
 from shared_components.errors import InputError, install_one_line_errors, missing_package
@@ -40,23 +42,49 @@ def _whole(minimum: int) -> tuple[str, Callable[[Any], bool]]:
 
 _SWITCH = ("True or False", lambda v: isinstance(v, bool))
 
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
+
+
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
     "batch_size": _whole(1),
     "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
+    "image_size": ("two whole numbers of pixels such as [128,128]", _is_size),
+    "learned_variance": _SWITCH,
     "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
     "max_epochs": _whole(1),
+    "num_classes": (
+        "a whole number of at least 1, or none (leave it out)",
+        lambda v: v is None or (type(v) is int and v >= 1),
+    ),
     "num_inference_steps": ("a whole number of at least 1", lambda v: v is None or (type(v) is int and v >= 1)),
     "num_samples": _whole(1),
+    "num_train_timesteps": _whole(1),
     "num_workers": _whole(0),
     "overwrite": _SWITCH,
+    "recycled_share": ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
     "resume": _SWITCH,
     "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),
     "skip_bad": _SWITCH,
     "source_share": ("a share of at least 0 and less than 1", lambda v: type(v) in (int, float) and 0 <= v < 1),
     "val_interval": _whole(1),
+}
+# of keys inside others, which are checked where the command line gives them
+_INNER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "ema#momentum": (
+        "1 - decay, such as 0.0001 for the published decay 0.9999 (above 0.5 in a configuration file only)",
+        lambda v: _is_number(v) and 0 < v <= 0.5,
+    ),
+    "optimizer#weight_decay": ("a number of at least 0", lambda v: _is_number(v) and v >= 0),
+    "train#trainer#accumulation_steps": _whole(1),
 }
 
 
@@ -81,6 +109,7 @@ def check_settings(**settings: Any) -> None:
         expected, holds = _RULES.get(name, ("", lambda v: True))
         if not holds(value):
             raise InputError(f"{name} is {value!r}; expected {expected}")
+    _check_schedule(settings.get("schedule"))
     folder = settings.get("dataset_dir")
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"dataset_dir {folder}: no such folder; give the folder that holds the images")
@@ -89,6 +118,26 @@ def check_settings(**settings: Any) -> None:
         raise InputError(f"ckpt_path {weights}: no such file; give the weights, such as <output_dir>/model.pt")
     check_device(settings.get("device", "cpu"))
     _check_writable(settings.get("output_dir"))
+
+
+def fitting(network: nn.Module, image_size: Sequence[int]) -> nn.Module:
+    """Return a segmenter that is to be trained on images of a size.
+
+    Args:
+        network: with the attribute ``downsampling``.
+        image_size: pixels along each axis of what the training shows it.
+
+    Raises:
+        InputError: a size is no multiple of ``downsampling``.
+    """
+    stride = network.downsampling
+    if any(size % stride for size in image_size):
+        near = [max(stride, round(size / stride) * stride) for size in image_size]
+        raise InputError(
+            f"image_size is {list(image_size)}; expected multiples of {stride}, by which the network's levels reduce "
+            f"an image; give {str(near).replace(' ', '')}"
+        )
+    return network
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -121,6 +170,12 @@ def _check_writable(output_dir: str | os.PathLike | None) -> None:
         raise InputError(f"output_dir {output_dir}: {found} free, at least {wanted} expected; free some space")
 
 
+def _check_schedule(name: Any) -> None:
+    # the schedules of this package are registered by the configuration's imports
+    if name is not None and name not in NoiseSchedules.names:
+        raise InputError(f"schedule is {name!r}; expected one of {', '.join(NoiseSchedules.names)}")
+
+
 def _check_packages() -> None:
     for package in _LATE_PACKAGES:
         if find_spec(package) is None:
@@ -136,7 +191,7 @@ def _check_names(options: Iterable[str]) -> None:
         return
     content = _configuration(sys.argv)
     known = {*options, *_RUN_OPTIONS, *content}
-    for argument in sys.argv[1:]:
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
         match = re.match(r"--?([A-Za-z_][\w-]*)((?:(?:#|::)[\w-]+)*)(=|$)", argument)
         if match is None:
             continue
@@ -146,7 +201,9 @@ def _check_names(options: Iterable[str]) -> None:
             hint = f"did you mean --{near[0]}?" if near else f"known are {', '.join(sorted(options))}"
             raise InputError(f"--{name}: no such option; {hint}")
         if name in content:
-            _check_inner_name(name, re.split("#|::", match.group(2))[1:], content[name])
+            parts = re.split("#|::", match.group(2))[1:]
+            _check_inner_name(name, parts, content[name])
+            _check_inner_value("#".join((name, *parts)), argument[match.end() :] or following)
 
 
 def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
@@ -165,6 +222,14 @@ def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"--{'#'.join((name, *parts))}: no '{part}' there; {hint}")
+
+
+def _check_inner_value(name: str, text: str) -> None:
+    expected, holds = _INNER_RULES.get(name, ("", lambda v: True))
+    value = DefaultParseValue(text)
+    is_expression = isinstance(value, str) and value.startswith(("$", "@", "%"))
+    if not is_expression and not holds(value):
+        raise InputError(f"{name} is {value!r}; expected {expected}")
 
 
 def _arguments_of(target: str) -> list[str]:

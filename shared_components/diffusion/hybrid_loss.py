@@ -130,7 +130,7 @@ class CalibrationLoss(nn.Module):
         interval: alpha of the second paper; 1 counts every sample. 1 for ``mse``, 5 for ``dice_ce`` when ``None``.
 
     Raises:
-        InputError: an unknown kind.
+        InputError: an unknown kind, or an interval that is no positive whole number.
     """
 
     def __init__(
@@ -146,6 +146,8 @@ class CalibrationLoss(nn.Module):
         self.kind = kind
         self.weight = published[0] if weight is None else weight
         self.interval = published[1] if interval is None else interval
+        if type(self.interval) is not int or self.interval < 1:
+            raise InputError(f"interval is {interval!r}: it must be a whole number of timesteps of at least 1")
         self.cross_entropy_weight = cross_entropy_weight
         self.dice = DiceLoss(reduction="none")
 
@@ -198,12 +200,12 @@ class DenoisingLoss(nn.Module):
             targets: ``target``, ``clean`` and ``presence`` (B, C, *spatial), ``timesteps`` and ``weights`` (B,).
 
         Raises:
-            ValueError: the output's channels are not those of these losses.
+            InputError: the output's channels are not those of these losses.
         """
         target, timesteps = targets["target"], targets["timesteps"]
         parts = 1 + int(self.prediction.learned_variance) + int(self.calibration is not None)
         if output.shape[1] != parts * target.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"the denoiser returned {output.shape[1]} channels, its losses want {parts} x {target.shape[1]}: "
                 "learned_variance and the calibration loss must be set as the denoiser is"
             )

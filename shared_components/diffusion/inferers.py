@@ -53,6 +53,9 @@ class RecyclingInferer(SimpleInferer):
         clip: (low, high) that the estimate is clipped to.
         share: of the samples, drawn for each, that are treated so; 0 is the ordinary training on noised label maps.
         amp: run the denoiser in bfloat16, on CUDA and on the CPU (MONAI's trainer does it on CUDA only).
+
+    Raises:
+        InputError: a share outside 0 to 1, or what `ReverseProcess` raises.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class RecyclingInferer(SimpleInferer):
         amp: bool = False,
     ) -> None:
         super().__init__()
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            raise InputError(f"the share of recycled samples is {share!r}: it must be a number from 0 to 1")
         # a copy, because add_noise rounds the scheduler's table to the precision of the images
         self.scheduler = copy.deepcopy(scheduler)
         self.process = ReverseProcess(scheduler.alphas_cumprod, 1, prediction_type=prediction_type, clip=clip)

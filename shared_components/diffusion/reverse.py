@@ -204,5 +204,8 @@ class ReverseProcess(nn.Module):
 
 
 def _check_limits(name: str, limits: Optional[Sequence[float]]) -> None:
-    if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
-        raise InputError(f"{name} must be the two numbers low < high, not {limits}")
+    if limits is None:
+        return
+    numbers = isinstance(limits, (list, tuple)) and all(type(limit) in (int, float) for limit in limits)
+    if not numbers or len(limits) != 2 or limits[0] >= limits[1]:
+        raise InputError(f"{name} must be the two numbers low < high, not {limits!r}; give such as [-1.0,1.0]")

@@ -1,7 +1,7 @@
 """Which noise levels a reverse process visits, and which timestep the network is shown at each."""
 
 import re
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from shared_components.errors import InputError
 
+Spacing = Union[str, int, Sequence[int]]  # a respacing may be a number, or several
 SPACINGS = ("trailing", "leading", "linspace", "uniform", "logSNR")
 _SECTIONS = re.compile(r"\d+(,\d+)*")
 _WHOLE_STRIDE = re.compile(r"ddim(\d+)")
 
 
 def noise_levels(
-    alphas_cumprod: Tensor, num_inference_steps: Optional[int] = None, spacing: str = "trailing"
+    alphas_cumprod: Tensor, num_inference_steps: Optional[int] = None, spacing: Spacing = "trailing"
 ) -> Tuple[Tensor, Tensor]:
     """Choose the noise levels of a reverse process on a training schedule of T timesteps.
 
@@ -30,7 +31,7 @@ def noise_levels(
     Args:
         alphas_cumprod: (T,) of the training schedule.
         num_inference_steps: N in 1..T; T, or what the respacing says, when ``None``.
-        spacing: one of `SPACINGS`, or a respacing.
+        spacing: one of `SPACINGS`, or a respacing, as text or as a number or several.
 
     Returns:
         The timesteps that the network is shown, (N,), int64 or, where they are fractions, float64; and the abar of
@@ -40,6 +41,7 @@ def noise_levels(
         InputError: an unknown spacing, or a number of steps that it cannot give.
     """
     alphas_cumprod = alphas_cumprod.detach().cpu().double()
+    spacing = _as_text(spacing)
     if spacing not in ("uniform", "logSNR"):
         timesteps = strided_timesteps(len(alphas_cumprod), num_inference_steps, spacing)
         return timesteps, torch.cat([alphas_cumprod[timesteps], torch.ones(1, dtype=torch.float64)])
@@ -57,7 +59,7 @@ def noise_levels(
 
 
 def strided_timesteps(
-    num_train_timesteps: int, num_inference_steps: Optional[int] = None, spacing: str = "trailing"
+    num_train_timesteps: int, num_inference_steps: Optional[int] = None, spacing: Spacing = "trailing"
 ) -> Tensor:
     """Return ``num_inference_steps`` of the training timesteps, the noisiest one first.
 
@@ -67,6 +69,7 @@ def strided_timesteps(
     Raises:
         InputError: when the number of steps is not in 1..num_train_timesteps, or for an unknown spacing.
     """
+    spacing = _as_text(spacing)
     if _WHOLE_STRIDE.fullmatch(spacing) or _SECTIONS.fullmatch(spacing):
         timesteps = respaced_timesteps(num_train_timesteps, spacing)
         if num_inference_steps not in (None, len(timesteps)):
@@ -117,6 +120,13 @@ def respaced_timesteps(num_train_timesteps: int, respacing: str) -> Tensor:
         for section, count in zip(sections, counts)
     ]
     return torch.cat(kept).flip(0)
+
+
+def _as_text(spacing: Spacing) -> str:
+    """Return a respacing as text; a command line makes numbers of ``100`` and ``10,15,25``."""
+    if isinstance(spacing, (list, tuple)):
+        return ",".join(str(count) for count in spacing)
+    return str(spacing)
 
 
 def _checked_steps(num_train_timesteps: int, num_inference_steps: Optional[int]) -> int:

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
 from shared_components.networks.ff_parser import SpectralGate
 from shared_components.networks.highway import Highway, initialise_he
-from shared_components.networks.medsegdiff_blocks import check_size
+from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels, check_size
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
 
 MAX_TAPS = 4
@@ -80,10 +79,9 @@ class MedSegDiffV1(nn.Module):
         **unet_options: Any,
     ) -> None:
         super().__init__()
-        _check_levels(channel_mult, 3)
+        check_levels(channel_mult, 3)
         multiple = 2 ** (len(channel_mult) - 1)
-        if image_size < 1 or image_size % multiple:
-            raise InputError(f"image_size is {image_size}: it must be a positive multiple of {multiple}")
+        check_image_size(image_size, multiple)
         unet_options.update(channels=channels, channel_mult=channel_mult, num_res_blocks=num_res_blocks)
         unet_options.update(attention_factors=attention_factors, timestep_scale=timestep_scale)
         highway_options = {"channels": highway_channels, "dropout": highway_dropout, "norm": highway_norm}
@@ -204,7 +202,7 @@ class MedSegDiffV2(nn.Module):
         **unet_options: Any,
     ) -> None:
         super().__init__()
-        _check_levels(channel_mult, 4)
+        check_levels(channel_mult, 4)
         unet_options.update(channels=channels, channel_mult=channel_mult, num_res_blocks=num_res_blocks)
         unet_options.update(attention_factors=attention_factors, timestep_scale=timestep_scale)
         highway_options = {"channels": highway_channels, "dropout": highway_dropout, "norm": highway_norm}
@@ -269,10 +267,7 @@ def _build_branches(
     num_poolings: Optional[int] = None,
 ) -> Tuple[MedSegDiffUNet, Highway]:
     """Return the two networks, after counting their parameters unless ``allow_huge``."""
-    if in_channels < 1 or condition_channels < 1:
-        raise InputError(
-            f"in_channels is {in_channels} and condition_channels {condition_channels}: both must be at least 1"
-        )
+    check_counts(in_channels=in_channels, condition_channels=condition_channels)
     heads = in_channels * (2 if learned_variance else 1)
     build_unet = partial(MedSegDiffUNet, in_channels + condition_channels, heads, **unet_options)
     if num_poolings is None:
@@ -281,8 +276,3 @@ def _build_branches(
     if not allow_huge:
         refuse_huge(build_unet, build_highway)
     return build_unet(), build_highway()
-
-
-def _check_levels(channel_mult: Sequence[int], minimum: int) -> None:
-    if len(channel_mult) < minimum:
-        raise InputError(f"channel_mult has {len(channel_mult)} entries: this network needs {minimum} levels or more")

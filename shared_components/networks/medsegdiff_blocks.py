@@ -1,6 +1,6 @@
 """Building blocks of the MedSegDiff denoiser: those of the ablated diffusion model (ADM) U-Net."""
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +214,46 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def check_counts(**counts: int) -> None:
+    """Raise InputError unless every value is a whole number of at least 1."""
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{name} is {value!r}: it must be at least 1, a whole number")
+
+
+def check_levels(channel_mult: Sequence[int], minimum: int) -> None:
+    """Raise InputError unless ``channel_mult`` holds a positive whole number for each of enough levels."""
+    listed = isinstance(channel_mult, (list, tuple))
+    if not listed or not channel_mult or any(type(m) is not int or m < 1 for m in channel_mult):
+        raise InputError(f"channel_mult is {channel_mult!r}: give one positive whole number a level")
+    if len(channel_mult) < minimum:
+        raise InputError(f"channel_mult has {len(channel_mult)} entries: this network needs {minimum} levels or more")
+
+
+def check_base_width(channels: int) -> None:
+    """Raise InputError unless ``channels`` can be normalised in groups."""
+    if type(channels) is not int or channels < 1 or channels % NORM_GROUPS:
+        raise InputError(f"channels is {channels!r}: it must be a positive multiple of {NORM_GROUPS}, a whole number")
+
+
+def check_timestep_scale(timestep_scale: float) -> None:
+    """Raise InputError unless timesteps stay apart when multiplied by ``timestep_scale``."""
+    if type(timestep_scale) not in (int, float) or not timestep_scale > 0:
+        raise InputError(f"timestep_scale is {timestep_scale!r}: it must be a positive number, 1000 / T or 1")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise InputError unless ``dropout`` is a probability that leaves something."""
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout!r}: it must be at least 0 and less than 1")
+
+
+def check_image_size(image_size: int, multiple: int) -> None:
+    """Raise InputError unless ``image_size`` is a number of pixels that the levels of a network can halve."""
+    if type(image_size) is not int or image_size < 1 or image_size % multiple:
+        raise InputError(f"image_size is {image_size!r}: it must be a positive multiple of {multiple}, a whole number")
 
 
 def check_size(x: Tensor, multiple: int) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from shared_components.errors import InputError
 from shared_components.networks.medsegdiff_blocks import (
-    NORM_GROUPS,
     Downsample,
     GroupNorm32,
     ResidualBlock,
@@ -17,7 +16,12 @@ from shared_components.networks.medsegdiff_blocks import (
     Step,
     TimeEmbedding,
     Upsample,
+    check_base_width,
+    check_counts,
+    check_dropout,
+    check_levels,
     check_size,
+    check_timestep_scale,
 )
 
 MAX_PARAMETERS = 2_000_000_000
@@ -195,6 +199,10 @@ class MedSegDiffUNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(channels, channel_mult, num_res_blocks, attention_factors)
+        check_dropout(dropout)
+        check_timestep_scale(timestep_scale)
+        if num_classes is not None:
+            check_counts(num_classes=num_classes)
         widths = [channels * multiplier for multiplier in channel_mult]
         attending = [2**level in attention_factors for level in range(len(widths))]
         residual = partial(
@@ -345,13 +353,12 @@ def _build_up_levels(
 def _check_arguments(
     channels: int, channel_mult: Sequence[int], num_res_blocks: int, attention_factors: Sequence[int]
 ) -> None:
-    if not channel_mult or any(type(multiplier) is not int or multiplier < 1 for multiplier in channel_mult):
-        raise InputError(f"channel_mult is {tuple(channel_mult)}: give one positive whole number a level")
-    if channels < 1 or channels % NORM_GROUPS:
-        raise InputError(f"channels is {channels}: it must be a positive multiple of {NORM_GROUPS}")
-    if num_res_blocks < 1:
-        raise InputError(f"num_res_blocks is {num_res_blocks}: it must be at least 1")
+    check_levels(channel_mult, 1)
+    check_base_width(channels)
+    check_counts(num_res_blocks=num_res_blocks)
     levels = [2**level for level in range(len(channel_mult))]
+    if not isinstance(attention_factors, (list, tuple)):
+        raise InputError(f"attention_factors is {attention_factors!r}: give a list such as [16], [] for none")
     for factor in attention_factors:
         if factor not in levels:
             choices = ", ".join(str(level) for level in levels)

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from shared_components.errors import InputError
 from shared_components.networks.ff_parser import FFParser
 from shared_components.networks.medsegdiff_blocks import (
-    NORM_GROUPS,
     Downsample,
     GroupNorm32,
     ResidualBlock,
     TimeEmbedding,
     Upsample,
+    check_base_width,
+    check_counts,
+    check_image_size,
+    check_levels,
     check_size,
+    check_timestep_scale,
 )
 
 VARIANTS = {"S": (1, 1, 2, 2, 4), "B": (1, 1, 2, 2, 4, 4), "L": (1, 1, 2, 2, 4, 4, 4)}
@@ -159,6 +163,7 @@ class MedSegDiffV1Paper(nn.Module):
         counts = {"in_channels": in_channels, "condition_channels": condition_channels}
         counts.update(num_stem_blocks=num_stem_blocks, num_decoder_blocks=num_decoder_blocks)
         widths = _level_widths(channels, variant, channel_mult)
+        check_timestep_scale(timestep_scale)
         dual_levels = len(widths) - 1
         _check_arguments(image_size, 2**dual_levels, fuse_levels, **counts)
         self.in_channels = in_channels
@@ -273,20 +278,13 @@ def _level_widths(channels: int, variant: str, channel_mult: Optional[Sequence[i
         if variant not in VARIANTS:
             raise InputError(f"variant is '{variant}': choose one of {', '.join(VARIANTS)}")
         channel_mult = VARIANTS[variant]
-    if len(channel_mult) < len(STAGE_BLOCKS) or min(channel_mult) < 1:
-        raise InputError(
-            f"channel_mult is {tuple(channel_mult)}: give {len(STAGE_BLOCKS)} positive whole numbers or more"
-        )
-    if channels < 1 or channels % NORM_GROUPS:
-        raise InputError(f"channels is {channels}: it must be a positive multiple of {NORM_GROUPS}")
+    check_levels(channel_mult, len(STAGE_BLOCKS))
+    check_base_width(channels)
     return tuple(channels * multiplier for multiplier in channel_mult)
 
 
 def _check_arguments(image_size: int, downsampling: int, fuse_levels: str, **counts: int) -> None:
-    if image_size < 1 or image_size % downsampling:
-        raise InputError(f"image_size is {image_size}: it must be a positive multiple of {downsampling}")
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+    check_image_size(image_size, downsampling)
+    check_counts(**counts)
     if fuse_levels not in FUSE_LEVELS:
         raise InputError(f"fuse_levels is '{fuse_levels}': choose one of {', '.join(FUSE_LEVELS)}")

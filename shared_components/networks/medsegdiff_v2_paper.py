@@ -10,10 +10,9 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
 from shared_components.networks.anchor_attention import AnchorAttention
 from shared_components.networks.highway import Highway
-from shared_components.networks.medsegdiff_blocks import check_size
+from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels, check_size
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
 from shared_components.networks.spectrum_attention import SpectrumTransformer
 
@@ -83,6 +82,7 @@ class MedSegDiffV2Paper(nn.Module):
         **unet_options: Any,
     ) -> None:
         super().__init__()
+        check_levels(channel_mult, 2)
         poolings = len(channel_mult) - 1
         _check_arguments(in_channels, condition_channels, image_size, poolings)
         unet_options.update(channels=channels, channel_mult=channel_mult, num_res_blocks=num_res_blocks)
@@ -171,11 +171,5 @@ def _distinct(timesteps: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def _check_arguments(in_channels: int, condition_channels: int, image_size: int, poolings: int) -> None:
-    if in_channels < 1 or condition_channels < 1:
-        raise InputError(
-            f"in_channels is {in_channels} and condition_channels {condition_channels}: both must be at least 1"
-        )
-    if poolings < 1:
-        raise InputError(f"channel_mult has {poolings + 1} entries: this network needs 2 levels or more")
-    if image_size < 1 or image_size % 2**poolings:
-        raise InputError(f"image_size is {image_size}: it must be a positive multiple of {2**poolings}")
+    check_counts(in_channels=in_channels, condition_channels=condition_channels)
+    check_image_size(image_size, 2**poolings)

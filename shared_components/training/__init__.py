@@ -1,5 +1,6 @@
 """Running a training so that it can be trusted: seeds, checkpoints, guards, progress."""
 
+from shared_components.training.accumulation import OptimizerStepLrSchedule
 from shared_components.training.checkpoints import BestWeights, LoadWeights, TrainingState
 from shared_components.training.ema import WarmedEMAHandler, shared_handler
 from shared_components.training.evaluator import CaseEvaluator
@@ -16,6 +17,7 @@ __all__ = [
     "EpochSeeder",
     "JointSchedule",
     "LoadWeights",
+    "OptimizerStepLrSchedule",
     "RunProgress",
     "StopOnNonFinite",
     "TrainingState",

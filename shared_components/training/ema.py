@@ -7,22 +7,31 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from torch import nn
 
+from shared_components.errors import InputError
+from shared_components.training.accumulation import has_stepped, optimizer_steps
+
 
 class WarmedEMAHandler(EMAHandler):
     """ignite's `EMAHandler` whose average starts from trained weights, not from the random ones.
 
-    With ``warm_up`` the average moves by max(momentum, 10 / (n + 9)) towards the weights at the n-th iteration: it
-    copies the first, then remembers about a tenth of the run until ``momentum`` is the slower of the two. Without it,
-    the first iteration copies the weights and every later one moves by ``momentum``, as in the published cDAL. Weights
-    loaded into the network when the run starts are taken over into the average.
+    With ``warm_up`` the average moves by max(momentum, 10 / (n + 9)) towards the weights at the n-th step of the
+    optimiser: it copies the first, then remembers about a tenth of the run until ``momentum`` is the slower of the two.
+    Without it, the first step copies the weights and every later one moves by ``momentum``, as in the published cDAL.
+    Batches whose gradients are only accumulated leave the average as it is. Weights loaded into the network when the
+    run starts are taken over into it.
 
     Args:
         model: the network being trained.
         momentum: 1 - decay, in (0, 1).
         warm_up: see above.
+
+    Raises:
+        InputError: the momentum is outside its range.
     """
 
     def __init__(self, model: nn.Module, momentum: float = 0.001, warm_up: bool = True) -> None:
+        if type(momentum) not in (int, float) or not 0 < momentum < 1:
+            raise InputError(f"the momentum of the moving average is {momentum!r}: it must be 1 - decay, in (0, 1)")
         super().__init__(model, momentum=momentum)
         self.warm_up = warm_up
 
@@ -37,7 +46,9 @@ class WarmedEMAHandler(EMAHandler):
 
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
-        count = engine.state.iteration
+        if not has_stepped(engine):
+            return  # the weights are what they were
+        count = optimizer_steps(engine)
         warm = 10 / (count + 9) if self.warm_up or count == 1 else 0.0
         momentum = max(self.momentum, warm)
         averages = list(self.ema_model.parameters())

@@ -197,5 +197,5 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_no_channels_are_refused():
-    with pytest.raises(InputError, match="in_channels is 0 and condition_channels 3"):
+    with pytest.raises(InputError, match="in_channels is 0: it must be at least 1"):
         MedSegDiffV2Paper(0, 3)
