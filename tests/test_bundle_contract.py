@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,19 @@ def test_the_bundle_root_is_found_from_the_repository_and_from_inside(
     for folder in (REPOSITORY, bundle):
         monkeypatch.chdir(folder)
         assert Path(parser(bundle, name).get_parsed_content("bundle_root")).resolve() == bundle.resolve()
+
+
+@pytest.mark.parametrize("given", ["--config_file={0}/train.json", "['{0}/train.json','{0}/evaluate.json']"])
+def test_the_bundle_root_is_that_of_the_configuration_that_was_named(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """From anywhere, inside another bundle too: an exported copy is not mistaken for the bundle it was made from."""
+    shutil.copytree(bundle / "configs", tmp_path / bundle.name / "configs")
+    monkeypatch.setattr("sys.argv", ["python", given.format(tmp_path / bundle.name / "configs")])
+    for folder in (REPOSITORY, REPOSITORY / "bundles" / "cdal_hippocampus", tmp_path):
+        monkeypatch.chdir(folder)
+        found = Path(parser(bundle, "train").get_parsed_content("bundle_root"))
+        assert found.resolve() == (tmp_path / bundle.name).resolve()
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])

@@ -72,18 +72,17 @@ def _adapted(config: Mapping[str, Any], settings: Mapping[str, Any], target: Pat
     content["bundle_root"] = _bundle_root(target, name)
     content["data_dir"] = "$settings.own_data(@dataset_dir)"
     content["imports"] = [line for line in content["imports"] if "demonstration_data" not in line]
-    content["imports"] += ["$import re", "$import sys"]
     return _retitled(content, name, method)
 
 
 def _bundle_root(target: Path, name: str) -> str:
-    """Return the expression that finds the bundle: from inside, from where it was made, or by --config_file."""
+    """Return the expression that finds the bundle: by --config_file, from inside, or from where it was made."""
     here = os.path.relpath(target)
     places = [".", f"bundles/{name}", *([here] if not here.startswith("..") and here != f"bundles/{name}" else [])]
     listed = ", ".join(repr(place.replace(os.sep, "/")) for place in places)
-    given = r"""*(p for a in sys.argv for p in re.findall(r"([^'\"\[\],=]+)/configs/\w+\.json", a))"""
+    given = """*(a.split('=')[-1].lstrip("['").split('/configs/')[0] for a in sys.argv if '/configs/' in a)"""
     return (
-        f"$next((p for p in ({listed}, {given}) if os.path.isfile(os.path.join(p, 'configs', 'metadata.json'))), '.')"
+        f"$next((p for p in ({given}, {listed}) if os.path.isfile(os.path.join(p, 'configs', 'metadata.json'))), '.')"
     )
 
 

@@ -176,6 +176,25 @@ def test_row_40_killed_and_resumed_equals_uninterrupted(phantoms, tmp_path):
     assert [name for name in files_below(output_dir) if name.startswith(".") and name != ".lock"] == []
 
 
+def test_a_run_killed_while_its_report_was_written_resumes_to_the_report(trained, phantoms, tmp_path):
+    shutil.copytree(trained.output_dir, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    left = sorted((tmp_path / "run" / "overlays").iterdir())
+    assert left
+    options = {**TRAINING, "dataset_dir": phantoms, "output_dir": tmp_path / "run", "resume": True}
+    weights = (tmp_path / "run" / "model.pt").read_bytes()
+    run_bundle(config("train"), **options).check_done()
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "model.pt").read_bytes() == weights
+
+
+def test_classes_that_changed_places_are_no_training_to_resume(trained, phantoms, tmp_path):
+    shutil.copytree(trained.output_dir, tmp_path / "run")
+    options = {**TRAINING, "dataset_dir": phantoms, "output_dir": tmp_path / "run", "resume": True}
+    run = run_bundle(config("train"), **options, labels={"anterior": 2, "posterior": 1})
+    check_refused(run, "labels was {'anterior': 1, 'posterior': 2}, is {'anterior': 2, 'posterior': 1}")
+
+
 def test_an_earlier_run_is_kept(trained, phantoms):
     before = files_below(trained.output_dir)
     run = run_bundle(config("train"), **TRAINING, dataset_dir=phantoms, output_dir=trained.output_dir)
