@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,19 @@ def test_sampling_with_a_variance_that_is_not_learned_takes_the_large_one(bundle
     deviation = process.deviation(999 - t, torch.cat([zero, zero], 1) if learned else zero, zero)
     expected = process.log_variance[999 - t].mean().exp() if learned else beta
     torch.testing.assert_close(deviation.flatten()[0] ** 2, expected.float(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_the_card_has_every_published_command_and_they_resolve(bundle: Path) -> None:
+    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    table = card.split("### The published commands")[1].split("\n\n")[2]
+    rows = [row.strip("| ").split(" | ", 1) for row in table.splitlines()[2:]]
+    assert {published.split()[0] for published, _ in rows} >= {"1a", "1b", "2", "3a", "3b", "4"}
+    for published, command in rows:
+        names = re.findall(rf"bundles/{bundle.name}/configs/(\w+)\.json", command)
+        if names:
+            given = dict(re.findall(r"--(\w+) ([^ `]+)", command))
+            made = parser(bundle, *names)
+            assert [key for key in given if key not in made] == [], published
+            assert names[-1] in ("train", "inference") or all(key in made for key in ("run", "network_def")), published
+    assert sum("configs/" in command for _, command in rows) >= 8
