@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from PIL import Image
 from torch import nn
 
 from shared_components.diffusion.weak_segmenter import WeakSegmenter
-from tests.data.test_image_labels import mask, picture
+from tests.data.test_image_labels import breast_ultrasound, mask, picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPERS = sorted(REPOSITORY.glob("bundles/cdm_*/configs/paper*.json"))
@@ -122,3 +126,39 @@ def test_sampling_with_a_variance_that_is_not_learned_takes_the_large_one(bundle
     deviation = process.deviation(999 - t, torch.cat([zero, zero], 1) if learned else zero, zero)
     expected = process.log_variance[999 - t].mean().exp() if learned else beta
     torch.testing.assert_close(deviation.flatten()[0] ** 2, expected.float(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_the_card_has_every_published_command_and_they_resolve(bundle: Path) -> None:
+    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    table = card.split("### The published commands")[1].split("\n\n")[2]
+    rows = [row.strip("| ").split(" | ", 1) for row in table.splitlines()[2:]]
+    assert {published.split()[0] for published, _ in rows} >= {"1a", "1b", "2", "3a", "3b", "4"}
+    for published, command in rows:
+        names = re.findall(rf"bundles/{bundle.name}/configs/(\w+)\.json", command)
+        if names:
+            given = dict(re.findall(r"--(\w+) ([^ `]+)", command))
+            made = parser(bundle, *names)
+            assert [key for key in given if key not in made] == [], published
+            assert names[-1] in ("train", "inference") or all(key in made for key in ("run", "network_def")), published
+    assert sum("configs/" in command for _, command in rows) >= 8
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=ids)
+def test_several_masks_of_an_image_are_scored_and_learnt_as_one(bundle: Path, tmp_path: Path) -> None:
+    root = breast_ultrasound(tmp_path)
+    for file in sorted((root / "benign").glob("*_mask.png")) + sorted((root / "malignant").glob("*_mask.png")):
+        pixels = np.zeros((10, 12), np.uint8)
+        pixels[-2:] = 255
+        Image.fromarray(pixels).save(file.with_name(f"{file.stem}_1.png"))
+    made = parser(bundle, "train", "outlined", dataset_dir=str(root), device="cpu")
+    scored = made.get_parsed_content("validate#preprocessing")
+    learnt = Compose(made.get_parsed_content("outlined#deterministic_transforms"))
+    items = made.get_parsed_content("validate#dataset#data") + made.get_parsed_content("outlined#items")
+    positive = [item for item in items if item["class"] == 1]
+    assert len(positive) >= 4 and all(len(item["label"]) == 2 for item in positive)
+    for item in positive:
+        number = int(item["image"].split("(")[1].split(")")[0])
+        found = scored(dict(item))["label"]
+        assert int((found > 0).sum()) == 20 + number + 24, item["image"]
+        assert learnt(dict(item))["label"].mean() == pytest.approx((20 + number + 24) / 120, abs=0.02)

@@ -46,10 +46,12 @@ class LabelledSlices:
         folder: its cases; ``label`` is the mask, if there is one.
         classes: case id to 0 (absent) or 1 (present), as folders or a manifest say. Where they do not, a case's mask
             does (`mask_class`).
+        masks: case id to its masks, for cases that have several, which are united when loaded.
     """
 
     folder: CaseFolder
     classes: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, list[Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def find_labelled_slices(
 
     * the published layout: folders ``training/`` and ``validation/`` (or ``validate/``), directly or in ``flair/`` or
       ``flair/flair/``, each with ``normal/`` and ``tumor/`` (or other `NEGATIVE_WORDS` and `POSITIVE_WORDS`, several
-      of a kind too, as ``benign/`` and ``malignant/``) and perhaps ``seg/`` with equally named masks, or a mask
-      ``NAME_mask`` beside an image ``NAME``; what is under ``validation/`` is the test section. Or these folders
-      directly;
+      of a kind too, as ``benign/`` and ``malignant/``) and perhaps ``seg/`` with equally named masks, or masks
+      ``NAME_mask``, ``NAME_mask_1``, ... beside an image ``NAME``; what is under ``validation/`` is the test section.
+      Or these folders directly;
     * ``manifest.csv`` with a column of `CLASS_COLUMNS` that holds such words;
     * every layout of `shared_components.data.cases.find_cases` with masks: the label follows from the mask.
 
@@ -137,7 +139,8 @@ def slice_list(
 
     Returns:
         ``[{"image": path or paths, "class": 0 or 1, "patient": name}, ...]`` sorted by id, with ``"label": path`` where
-        there is a mask and the section is not "train", or ``masks`` is set.
+        there is a mask and the section is not "train", or ``masks`` is set; of several masks the paths, which
+        `LoadLabelMapd` unites if told so.
 
     Raises:
         InputError: the section is unknown, empty or has slices of one class only in training; the folder holds volumes;
@@ -174,9 +177,15 @@ def has_masks(items: Sequence[Mapping[str, Any]]) -> bool:
     return all("label" in item for item in items if item["class"] == 1)
 
 
-def mask_class(mask: str | os.PathLike, values: Sequence[int], min_pixels: int = 1) -> int | None:
-    """Return the image-level label that follows from a mask; ``None`` if fewer than ``min_pixels`` show the object."""
-    loaded = LoadLabelMapd("label", labels=values)({"label": str(mask)})["label"].as_tensor()
+def mask_class(
+    mask: str | os.PathLike | Sequence[str | os.PathLike], values: Sequence[int], min_pixels: int = 1
+) -> int | None:
+    """Return the image-level label that follows from a mask; ``None`` if fewer than ``min_pixels`` show the object.
+
+    A mask may be several files, which are united.
+    """
+    files = str(mask) if isinstance(mask, (str, os.PathLike)) else [str(file) for file in mask]
+    loaded = LoadLabelMapd("label", labels=values, united=True)({"label": files})["label"].as_tensor()
     count = int(object_pixels(loaded, values).sum())
     return 0 if count == 0 else 1 if count >= min_pixels else None
 
@@ -189,7 +198,10 @@ def _item(
         label = mask_class(case.label, values, min_pixels) if case.label else None
         if label is None and section == "train":
             return None
-    return {**case.datalist_item(), "class": label or 0, "patient": found.folder.groups.get(case.id, case.id)}
+    item = {**case.datalist_item(), "class": label or 0, "patient": found.folder.groups.get(case.id, case.id)}
+    if case.id in found.masks:
+        item["label"] = [str(mask) for mask in found.masks[case.id]]
+    return item
 
 
 def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | None, skip_bad: bool) -> list[Case]:
@@ -226,9 +238,6 @@ def _published(folder: Path, root: Path) -> LabelledSlices | None:
     problems: list[Finding] = []
     for case, one in zip(_ids(found), found):
         mask = one.masks[0] if one.masks else None
-        if len(one.masks) > 1:
-            text = f"{len(one.masks)} masks of one image; unite them in seg/{one.image.name}"
-            problems.append(Finding("error", case, str(one.image), text, "several_masks"))
         if case in cases:
             text = f"same name as {cases[case].images[0]}; rename one"
             problems.append(Finding("error", case, str(one.image), text, "duplicate_id"))
@@ -247,7 +256,8 @@ def _published(folder: Path, root: Path) -> LabelledSlices | None:
     result.problems = problems
     result.groups = _patients(slices)
     _refuse(result, problems)
-    return LabelledSlices(result, {case: one.label for case, one in slices.items()})
+    several = {case: one.masks for case, one in slices.items() if len(one.masks) > 1}
+    return LabelledSlices(result, {case: one.label for case, one in slices.items()}, several)
 
 
 def _ids(slices: Sequence[_Slice]) -> list[str]:

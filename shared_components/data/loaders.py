@@ -148,17 +148,23 @@ class _ChannelLoader(_FileLoader):
 
 
 class _LabelLoader(_FileLoader):
-    def __init__(self, labels: Labels, numbered: bool = False, stored_values: StoredValues = None) -> None:
+    def __init__(
+        self, labels: Labels, numbered: bool = False, stored_values: StoredValues = None, united: bool = False
+    ) -> None:
         super().__init__(is_label=True)
+        self.united = united
         self.allowed, self.numbered = allowed_values(labels), numbered
         self.classes = None if stored_values is None else [ensure_tuple(values) for values in stored_values]
 
     def __call__(self, filename: Any, reader: ImageReader | None = None) -> MetaTensor | tuple[MetaTensor, dict]:
         if isinstance(filename, (list, tuple)) and len(filename) > 1:
-            return self.result(self._one_a_class(filename))
+            return self.result(self._united(filename, reader) if self.united else self._one_a_class(filename))
         (name,) = ensure_tuple(filename)
         if isinstance(name, _Annotation):
             return self.result(self.load(name.path, _AnnotationReader(name, self.numbered)))
+        return self.result(self._one(name, reader))
+
+    def _one(self, name: Any, reader: ImageReader | None) -> MetaTensor:
         label = self.load(name, reader)
         if label.shape[0] > 1:
             raise InputError(f"{name}: label with {label.shape[0]} channels, expected one label map")
@@ -166,7 +172,18 @@ class _LabelLoader(_FileLoader):
         white = None if self.numbered else full_scale_label(torch.unique(values).int().tolist(), self.allowed)
         if white is not None:
             values = torch.where(values == white[0], float(white[1]), 0.0)
-        return self.result(MetaTensor(self._numbered_classes(values), meta=label.meta))
+        return MetaTensor(self._numbered_classes(values), meta=label.meta)
+
+    def _united(self, names: Sequence[str], reader: ImageReader | None) -> MetaTensor:
+        """Merge several masks of the same: where two overlap, the larger value counts."""
+        first, *others = (self._one(name, reader) for name in names)
+        values = first.as_tensor()
+        for name, other in zip(names[1:], others):
+            if other.shape != first.shape:
+                shapes = tuple(other.shape[1:]), tuple(first.shape[1:])
+                raise InputError(f"{name}: shape {shapes[0]}, expected {shapes[1]}, that of {names[0]}")
+            values = torch.maximum(values, other.as_tensor())
+        return MetaTensor(values, meta=first.meta)
 
     def _one_a_class(self, names: Sequence[str]) -> MetaTensor:
         """Merge one mask a class ("" for a class that the case has not); where two overlap, the later class counts."""
@@ -238,7 +255,7 @@ class LoadLabelMapd(_LoadCased):
     colours that agree are one value, values that a float file stores next to a whole number are rounded; all other
     values stay. An Aperio annotation (``.xml``) is drawn as 1 in every region
     (`shared_components.data.aperio.read_annotation`), in the size of the entry's image, which may be loaded already.
-    A list of paths is one mask a class, "" for a class that a case has not.
+    A list of paths is one mask a class, "" for a class that a case has not; or, ``united``, several masks of one image.
     """
 
     def __init__(
@@ -248,6 +265,7 @@ class LoadLabelMapd(_LoadCased):
         allow_missing_keys: bool = False,
         image_key: Hashable = "image",
         stored_values: StoredValues = None,
+        united: bool = False,
     ) -> None:
         """Create the transform.
 
@@ -260,12 +278,13 @@ class LoadLabelMapd(_LoadCased):
                 one the picture of the annotation's name is looked for.
             stored_values: for each class 1, 2, ... the value or the values that files store for it; other values are
                 background. By default a class is stored as its number.
+            united: whether a list of paths is one mask in several files, such as one a lesion.
 
         Raises:
             InputError: a label value is no whole number. On loading: the file cannot be understood as a label map.
         """
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self._loader = _LabelLoader(labels, stored_values=stored_values)
+        self._loader = _LabelLoader(labels, stored_values=stored_values, united=united)
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from PIL import Image
 
 from shared_components.data.image_labels import find_labelled_slices, has_masks, mask_class, slice_list
@@ -16,7 +17,7 @@ from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.slice_folder import prepare_slices, slice_folder
 from shared_components.data.slice_transforms import ForegroundScaled, MaskOrEmptyd, ObjectMaskd
-from shared_components.errors import InputError
+from shared_components.errors import InputError, find_input_error
 
 
 def picture(path: Path, value: int) -> None:
@@ -96,13 +97,27 @@ def test_masks_beside_images_of_several_positive_folders(tmp_path):
     assert len(find_labelled_slices(tmp_path).folder.cases) == 12
 
 
-def test_several_masks_of_an_image_are_told(tmp_path):
-    mask(breast_ultrasound(tmp_path) / "benign" / "benign (4)_mask_1.png", 7)
-    with pytest.raises(InputError, match=r"2 masks of one image; unite them in seg/benign \(4\)\.png"):
-        find_labelled_slices(tmp_path)
+def test_several_masks_of_an_image_are_one(tmp_path):
+    """As BUSI has them: united when loaded, of whatever values; a mask in seg/ comes before them."""
+    folder = breast_ultrasound(tmp_path) / "benign"
+    second = np.zeros((10, 12), np.uint8)
+    second[-1] = 255
+    Image.fromarray(second).save(folder / "benign (4)_mask_1.png")
+    items = sum((slice_list(tmp_path, part, [2, 3], masks=True) for part in ("train", "validation", "test")), [])
+    item = next(item for item in items if Path(item["image"]).stem == "benign (4)")
+    assert [Path(file).name for file in item["label"]] == ["benign (4)_mask.png", "benign (4)_mask_1.png"]
+    assert sum(isinstance(other["label"], list) for other in items) == 1 and has_masks(items)
+    load = Compose([LoadLabelMapd("label", labels=[2, 3], united=True), ObjectMaskd("label", [2, 3])])
+    assert int(load({"label": item["label"]})["label"].sum()) == 24 + 12
+    assert int(load({"label": item["label"][0]})["label"].sum()) == 24
+    assert mask_class(item["label"], [1], 36) == 1 and mask_class(item["label"], [1], 37) is None
+    Image.fromarray(second[:5]).save(folder / "benign (4)_mask_1.png")
+    with pytest.raises(RuntimeError) as raised:
+        load({"label": item["label"]})
+    assert "_mask_1.png: shape (12, 5), expected (12, 10), that of" in str(find_input_error(raised.value))
     mask(tmp_path / "seg" / "benign (4).png", 30)
     case = next(case for case in find_labelled_slices(tmp_path).folder.cases if case.id == "benign (4)")
-    assert case.label == tmp_path / "seg" / "benign (4).png"
+    assert case.label == tmp_path / "seg" / "benign (4).png" and find_labelled_slices(tmp_path).masks == {}
 
 
 def test_labels_follow_from_masks_where_nothing_else_says(tmp_path):

@@ -121,9 +121,11 @@ def test_images_of_both_classes_are_sampled(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_denoiser_without_labels_trains_and_is_sampled(slices, tmp_path):
-    options = {**TINY_TRAINING, **LABELS, "dataset_dir": slices, "output_dir": tmp_path / "run"}
+    published = {"learned_variance": False}
+    options = {**TINY_TRAINING, **LABELS, **published, "dataset_dir": slices, "output_dir": tmp_path / "run"}
     run_bundle(*config_of(BUNDLE, "train", "unconditional"), **options).check_done()
-    sampling = {"num_images": 2, "sampling_steps": 2, "denoiser#num_classes": 0, "null_class": False}
+    sampling = {"num_images": 2, "sampling_steps": 2, "denoiser#num_classes": 0, "null_class": False, **published}
+    sampling["sampler"] = "ddpm"
     options = {**TINY_NETWORK, **sampling, "output_dir": tmp_path, "ckpt_path": tmp_path / "run" / "model.pt"}
     run_bundle(*config_of(BUNDLE, "inference", "sample"), **options).check_done()
     assert (tmp_path / "samples" / "image_0001.png").is_file()
