@@ -37,9 +37,9 @@ REAL = {
         0.6,
     ),
     "cdm_brats": (
-        "noncommercial/BRATS2015_slices/flair/2013_pat0006_z088.png",
-        "noncommercial/BRATS2015_slices/seg/2013_pat0006_z088.png",
-        0.4,
+        "noncommercial/BRATS2015_slices/flair/2013_pat0006_z108.png",
+        "noncommercial/BRATS2015_slices/seg/2013_pat0006_z108.png",
+        0.5,
     ),
     **dict.fromkeys(
         ("medsegdiff_isic", "medsegdiff_v2_isic"),
