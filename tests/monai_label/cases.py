@@ -75,7 +75,7 @@ def _write_picture(kind: str) -> Callable[[Path], tuple[Path, Path]]:
     return write
 
 
-# Where no data may be shared: phantoms, which are not what weights are trained on, so no Dice is asked for.
+# Where no real image has a label map of these classes: phantoms. Most weights know none, so no Dice is asked for.
 DRAWN = {
     "adaptdiff_octa": _write_picture("octa"),
     "cdm_abdomen": _write_picture("kidney_slices"),
