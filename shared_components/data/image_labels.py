@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
 from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.check import check_cases, describe, usual_spatial_dims
 from shared_components.data.datalists import note_left_out
@@ -174,7 +177,7 @@ def slice_list(
 
 def has_masks(items: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every positive slice of a list has a mask, so that masks can be scored."""
-    return all("label" in item for item in items if item["class"] == 1)
+    return all("label" in item for item in items if item.get("class", 1) == 1)
 
 
 def mask_class(
@@ -188,6 +191,29 @@ def mask_class(
     loaded = LoadLabelMapd("label", labels=values, united=True)({"label": files})["label"].as_tensor()
     count = int(object_pixels(loaded, values).sum())
     return 0 if count == 0 else 1 if count >= min_pixels else None
+
+
+class ImageLabelFromMaskd(MapTransform):
+    """Add the image-level label that follows from a case's mask file, where the case has none: in MONAI Label.
+
+    To be used before loading. Any pixel of the object makes the case a positive one (`mask_class`).
+
+    Args:
+        keys: entry of the mask's path, which stays as it is.
+        values: values of a mask that are the object; white (255) always is.
+        class_key: the image-level label that is added, 0 or 1.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int] = (1,), class_key: str = "class") -> None:
+        super().__init__(keys)
+        self.values, self.class_key = tuple(values), class_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the label to ``data``."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result.setdefault(self.class_key, mask_class(result[key], self.values))
+        return result
 
 
 def _item(

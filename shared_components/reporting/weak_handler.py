@@ -68,9 +68,10 @@ class WeakMetrics:
                 image = torch.as_tensor(case["image"])[None].to(engine.state.device)
                 positive = float(self.network.positive_probability(image))
             mask = loaded.get("label")
+            name = case_name(case_file(mask, case["image"]))
             row = {
-                "case": case_name(case_file(mask, case["image"])),
-                "patient": str(loaded["patient"]),
+                "case": name,
+                "patient": str(loaded.get("patient", name)),
                 "class": int(loaded["class"]),
                 "positive": positive,
                 "open": positive >= self.network.gate_threshold,

@@ -12,7 +12,13 @@ import torch
 from monai.transforms import Compose
 from PIL import Image
 
-from shared_components.data.image_labels import find_labelled_slices, has_masks, mask_class, slice_list
+from shared_components.data.image_labels import (
+    ImageLabelFromMaskd,
+    find_labelled_slices,
+    has_masks,
+    mask_class,
+    slice_list,
+)
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.slice_folder import prepare_slices, slice_folder
@@ -129,6 +135,16 @@ def test_labels_follow_from_masks_where_nothing_else_says(tmp_path):
     assert "s1.png" not in [Path(item["image"]).name for item in train]  # neither with the object nor without
     assert all((item["class"] == 1) == (Path(item["image"]).stem in ("s2", "s6", "s8")) for item in train)
     assert not any("label" in item for item in train)
+
+
+def test_a_case_without_an_image_level_label_gets_the_masks(tmp_path):
+    mask(tmp_path / "some.png", 3)
+    mask(tmp_path / "none.png", 0)
+    items = [{"label": str(tmp_path / f"{name}.png")} for name in ("some", "none")]
+    transform = ImageLabelFromMaskd("label", [2])
+    assert [transform(item) for item in items] == [{**items[0], "class": 1}, {**items[1], "class": 0}]
+    assert transform({**items[0], "class": 0})["class"] == 0  # what is known stays
+    assert has_masks(items) and not has_masks([{"image": "a.png"}])
 
 
 def test_real_slices(real_data):

@@ -37,9 +37,9 @@ REAL = {
         0.6,
     ),
     "cdm_brats": (
-        "noncommercial/BRATS2015_slices/flair/2013_pat0006_z088.png",
-        "noncommercial/BRATS2015_slices/seg/2013_pat0006_z088.png",
-        0.4,
+        "noncommercial/BRATS2015_slices/flair/2013_pat0006_z108.png",
+        "noncommercial/BRATS2015_slices/seg/2013_pat0006_z108.png",
+        0.5,
     ),
     **dict.fromkeys(
         ("medsegdiff_isic", "medsegdiff_v2_isic"),
@@ -75,7 +75,7 @@ def _write_picture(kind: str) -> Callable[[Path], tuple[Path, Path]]:
     return write
 
 
-# Where no data may be shared: phantoms, which are not what weights are trained on, so no Dice is asked for.
+# Where no real image has a label map of these classes: phantoms. Most weights know none, so no Dice is asked for.
 DRAWN = {
     "adaptdiff_octa": _write_picture("octa"),
     "cdm_abdomen": _write_picture("kidney_slices"),

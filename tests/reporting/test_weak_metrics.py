@@ -158,3 +158,16 @@ def test_asking_the_gate_does_not_change_it(tmp_path):
     with open(tmp_path / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
         found = [float(row["positive"]) for row in csv.DictReader(file)]
     assert found == pytest.approx([float(network.positive_probability(image[None]))] * 2) and found[0] > 0.99
+
+
+def test_a_slice_of_no_named_patient_is_one_of_its_own(tmp_path):
+    """MONAI Label names none."""
+    image = tensor(square(2, 5)) - 0.01
+    case = {"image": image, "pred": torch.cat([1 - image, image]), "class": 1, "label": image}
+    engine = Engine(lambda engine, batch: [case])
+    engine.state.device = torch.device("cpu")
+    WeakMetrics(tmp_path, Bright()).attach(engine)
+    engine.run([[case]])
+    with open(tmp_path / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["patient"] == row["case"]
