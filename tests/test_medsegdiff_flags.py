@@ -177,6 +177,18 @@ def test_the_papers_own_networks_segment(bundle: str, overlay: str, name: str) -
         assert network(torch.rand(1, 3, 32, 40)).shape == (1, 2, 32, 40)
 
 
+@pytest.mark.parametrize(
+    ("bundle", "overlay"), [("medsegdiff_isic", "dual_encoder"), ("medsegdiff_v2_isic", "transformer")]
+)
+def test_the_papers_own_networks_are_told_the_class(bundle: str, overlay: str) -> None:
+    denoiser = {"denoiser#channels": 32, "denoiser#channel_mult": [1, 1, 1, 1], "denoiser#use_checkpoint": True}
+    parser = paper(overlay, bundle=bundle, **denoiser, image_size=[32, 32], num_classes=2)
+    if overlay == "transformer":
+        parser.update({"denoiser#attention_factors": [8], "denoiser#highway_channels": 4})
+    network = parser.get_parsed_content("network_def")
+    assert [embedding.num_embeddings for embedding in embeddings(network)] == [2]
+
+
 def test_v1_and_v2_differ_in_the_network_alone() -> None:
     """Two bundles side by side must stay one recipe."""
     texts = []
