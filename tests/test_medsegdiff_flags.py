@@ -159,6 +159,13 @@ def test_the_presets_are_the_published_networks(bundle: str, parameters: int) ->
     assert parser["ema"]["momentum"] == 0.0001 and parser["learning_rate"] == 0.0001 and parser["batch_size"] == 8
 
 
+def test_a_step_of_the_tumour_preset_has_8_slices() -> None:
+    parser = paper(bundle="medsegdiff_brats")
+    crop = parser["random_transforms"][1]
+    assert crop["_target_"] == "RandCropByPosNegLabeld" and crop["num_samples"] == "@slices_per_case"
+    assert parser["batch_size"] * parser["slices_per_case"] == 8
+
+
 @pytest.mark.parametrize(
     ("bundle", "overlay", "name"),
     [
