@@ -159,6 +159,13 @@ def test_the_presets_are_the_published_networks(bundle: str, parameters: int) ->
     assert parser["ema"]["momentum"] == 0.0001 and parser["learning_rate"] == 0.0001 and parser["batch_size"] == 8
 
 
+def test_a_step_of_the_tumour_preset_has_8_slices() -> None:
+    parser = paper(bundle="medsegdiff_brats")
+    crop = parser["random_transforms"][1]
+    assert crop["_target_"] == "RandCropByPosNegLabeld" and crop["num_samples"] == "@slices_per_case"
+    assert parser["batch_size"] * parser["slices_per_case"] == 8
+
+
 @pytest.mark.parametrize(
     ("bundle", "overlay", "name"),
     [
@@ -175,6 +182,18 @@ def test_the_papers_own_networks_segment(bundle: str, overlay: str, name: str) -
     assert type(network.denoiser).__name__ == name
     with torch.no_grad():
         assert network(torch.rand(1, 3, 32, 40)).shape == (1, 2, 32, 40)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "overlay"), [("medsegdiff_isic", "dual_encoder"), ("medsegdiff_v2_isic", "transformer")]
+)
+def test_the_papers_own_networks_are_told_the_class(bundle: str, overlay: str) -> None:
+    denoiser = {"denoiser#channels": 32, "denoiser#channel_mult": [1, 1, 1, 1], "denoiser#use_checkpoint": True}
+    parser = paper(overlay, bundle=bundle, **denoiser, image_size=[32, 32], num_classes=2)
+    if overlay == "transformer":
+        parser.update({"denoiser#attention_factors": [8], "denoiser#highway_channels": 4})
+    network = parser.get_parsed_content("network_def")
+    assert [embedding.num_embeddings for embedding in embeddings(network)] == [2]
 
 
 def test_v1_and_v2_differ_in_the_network_alone() -> None:

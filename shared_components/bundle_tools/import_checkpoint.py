@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
@@ -20,7 +24,7 @@ from shared_components.bundle_tools.published_names import (
     find_form,
 )
 from shared_components.data.files import read_json_object
-from shared_components.errors import InputError
+from shared_components.errors import InputError, find_input_error
 
 SEED = 0
 # Configurations whose network may have a published form; a method may generate images by another one than it infers by.
@@ -29,8 +33,24 @@ BASES = ("inference.json", "generate.json")
 PARTS = ("denoiser", "network", "classifier")
 
 
+class _Found(NamedTuple):
+    """A network that the tensors fit: its configurations, built; the part; what the file lacks."""
+
+    config: Path
+    overlay: Path
+    parser: ConfigParser
+    network: nn.Module
+    part: str
+    unsaved: tuple[str, ...]
+
+
 def import_checkpoint(
-    bundle: str, source: str, output: str, allow_missing_projections: bool = False, base: str | None = None
+    bundle: str,
+    source: str,
+    output: str,
+    allow_missing_projections: bool = False,
+    base: str | None = None,
+    overrides: str | Mapping[str, Any] | None = None,
 ) -> str:
     """Write weights for a bundle's network from a checkpoint that a method's published code saved.
 
@@ -54,21 +74,26 @@ def import_checkpoint(
             They are initialised as in a new network, always the same, and the weights need fine-tuning.
         base: weights of the same overlay, written by an earlier import, that the network's other parts are taken from;
             without it those are as in a new network.
+        overrides: configuration keys with their values, as an object, as JSON or as a JSON file, such as
+            ``{"num_channels": 4, "denoiser#num_heads": 4}``: for a file of another configuration than the overlay's.
 
     Returns:
-        A sentence that says which overlay belongs to the weights, and which tensors are new.
+        A sentence that says which overlay belongs to the weights, which tensors are new, and what was assumed because
+        no tensor shows it.
 
     Raises:
-        InputError: the bundle has no such overlay, the source is unreadable, holds other things than tensors
-            or does not fit (every missing, surplus or misshapen tensor is listed), cannot hold tensors that the
-            network needs while ``allow_missing_projections`` is not set, or the output exists.
+        InputError: the bundle has no such overlay, an override is unknown or nonsense, the source is unreadable, holds
+            other things than tensors or does not fit (every missing, surplus or misshapen tensor is listed), cannot
+            hold tensors that the network needs while ``allow_missing_projections`` is not set, or the output exists.
     """
     folder, target = find_bundle(bundle), Path(output).expanduser()
     if os.path.lexists(target):
         raise InputError(f"{target}: exists; remove it or name another output")
     file = _weights_file(Path(source).expanduser())
     tensors = read_tensors(file)
-    config, overlay, network, part, unsaved = _find_network(folder, source, tensors)
+    given = _read_overrides(overrides)
+    found = _find_network(folder, source, tensors, given)
+    config, overlay, _, network, part, unsaved = found
     module = getattr(network, part)
     _check_config(file, module)
     new = f"{len(unsaved)} tensors that a file of this revision cannot hold ({', '.join(unsaved)})"
@@ -86,10 +111,36 @@ def import_checkpoint(
     if others and base is None:
         remark += f"the {' and '.join(others)} as in a new network: import it too, with --base {target}; "
     configs = f"['{config}','{overlay}']"
+    options = "".join(f" --{key} {shlex.quote(str(value))}" for key, value in given.items())
     return (
-        f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}"
-        f'use it with --config_file "{configs}" --ckpt_path {target}'
+        f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}{_assumed(found)}"
+        f'use it with --config_file "{configs}"{options} --ckpt_path {target}'
     )
+
+
+def _assumed(found: _Found) -> str:
+    """Say what the tensors do not show and is taken from the configuration; '' where they show all."""
+    form = find_form(getattr(found.network, found.part))
+    if form.assumed is None:
+        return ""
+    steps, schedule = len(found.network.schedule), ""
+    if isinstance(found.parser["scheduler"], dict) and "schedule" in found.parser["scheduler"]:
+        schedule = f" {found.parser.get_parsed_content('scheduler#schedule')}"
+    return (
+        f"no tensor shows, and assumed are: {form.assumed(getattr(found.network, found.part))}, schedule{schedule} of "
+        f"{steps} steps, prediction_type {found.network.process.prediction_type} (others with --overrides); "
+    )
+
+
+def _read_overrides(overrides: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if overrides is None or isinstance(overrides, Mapping):
+        return dict(overrides or {})
+    if not overrides.lstrip().startswith("{"):
+        return dict(read_json_object(Path(overrides).expanduser()))
+    try:
+        return json.loads(overrides)
+    except json.JSONDecodeError as error:
+        raise InputError(f"overrides: {error}; expected JSON such as '{{\"num_channels\": 4}}', or a file") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -154,24 +205,22 @@ def _load_base(network: nn.Module, path: Path, overlay: Path) -> None:
         raise InputError(f"{path}: no weights of {overlay.name}; give what an import for it has written") from error
 
 
-def _find_network(
-    bundle: Path, source: str, tensors: dict[str, Tensor]
-) -> tuple[Path, Path, nn.Module, str, tuple[str, ...]]:
-    """Return configuration and overlay with a part that the tensors fit, network, part, and what the file lacks."""
+def _find_network(bundle: Path, source: str, tensors: dict[str, Tensor], overrides: Mapping[str, Any]) -> _Found:
+    """Return what has a part that the tensors fit."""
     overlays = sorted((bundle / "configs").glob("paper*.json"))
     if not overlays:
         raise InputError(f"{bundle}: no configs/paper*.json; choose a bundle that has a published form")
     nearest: tuple[Path, Comparison] | None = None
     bases = [bundle / "configs" / name for name in BASES if (bundle / "configs" / name).is_file()]
     for overlay, base in itertools.product(overlays, bases):
-        network = _build_network(base, overlay)
+        parser, network = _build_network(base, overlay, overrides)
         for part in PARTS:
             module = getattr(network, part, None)
             if not isinstance(module, nn.Module) or find_form(module) is None:
                 continue
             comparison = compare(tensors, module)
             if not comparison.differences:
-                return base, overlay, network, part, comparison.unsaved
+                return _Found(base, overlay, parser, network, part, comparison.unsaved)
             if nearest is None or comparison.num_differences < nearest[1].num_differences:
                 nearest = overlay, comparison
     if nearest is None:
@@ -179,17 +228,30 @@ def _find_network(
             f"{bundle}: the denoisers of its configs/paper*.json have no published form; choose a bundle with one of "
             f"{', '.join(PUBLISHED_FORMS)}"
         )
-    raise InputError(f"{source}: fits no overlay of {bundle.name}; {nearest[0].name} is nearest: {nearest[1]}")
+    raise InputError(
+        f"{source}: fits no overlay of {bundle.name}; {nearest[0].name} is nearest: {nearest[1]}; if its configuration "
+        "was another, give its keys, such as --overrides '{\"num_channels\": 4}'"
+    )
 
 
-def _build_network(base: Path, overlay: Path) -> nn.Module:
+def _build_network(base: Path, overlay: Path, overrides: Mapping[str, Any]) -> tuple[ConfigParser, nn.Module]:
     """Build the overlay's network: always the same one, and no random numbers of the caller are used up."""
     parser = ConfigParser()
     parser.read_config([str(base), str(overlay)])
     parser["bundle_root"] = str(base.parent.parent)
+    for key, value in overrides.items():
+        if key.split("#")[0] not in parser.get():
+            raise InputError(f"overrides: '{key}' is no key of {base.name} and {overlay.name}; see the bundle's card")
+        parser[key] = value
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
-        return parser.get_parsed_content("network_def")
+        try:
+            return parser, parser.get_parsed_content("network_def")
+        except Exception as error:
+            if not overrides or find_input_error(error) is not None:
+                raise
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise InputError(f"overrides {dict(overrides)}: no network can be built with them: {reason}") from error
 
 
 def _save(state: dict[str, Tensor], target: Path) -> None:

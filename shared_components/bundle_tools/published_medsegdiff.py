@@ -64,6 +64,14 @@ def medsegdiff_names(denoiser: nn.Module) -> dict[str, str]:
     return names
 
 
+def assumed(denoiser: nn.Module) -> str:
+    """Say which heads and which order of the attention's channels a network has; tensors are alike with any."""
+    layers = [layer for layer in denoiser.modules() if hasattr(layer, "use_new_attention_order")]
+    heads = sorted({layer.num_heads for layer in layers})
+    order = layers[0].use_new_attention_order  # the middle always attends
+    return f"num_heads {', '.join(map(str, heads))}, use_new_attention_order {order}"
+
+
 def unet_places(unet: nn.Module) -> dict[str, str]:
     """Return where the published U-Net has the layers and blocks of ours; it numbers its blocks through."""
     places, number = dict(UNET_LAYERS), 1

@@ -29,6 +29,7 @@ class PublishedForm:
         never_saved: beginnings of our names of the tensors that the published code uses but saves in no file.
         saved_later: beginnings of the published names of tensors that early revisions of the code do not save; a file
             has all of them or none.
+        assumed: returns what a file's tensors do not show and is taken from the network, in words.
         check_config: (content, network, file name) sees that a ``config.json`` beside the file describes the network.
     """
 
@@ -37,6 +38,7 @@ class PublishedForm:
     is_transposed: Callable[[str], bool] = lambda _: False
     never_saved: tuple[str, ...] = ()
     saved_later: tuple[str, ...] = ()
+    assumed: Callable[[nn.Module], str] | None = None
     check_config: Callable[[Mapping[str, Any], nn.Module, str], None] | None = None
 
     def to_our_layout(self, tensor: Tensor, published: str) -> Tensor:
@@ -59,8 +61,11 @@ PUBLISHED_FORMS = {
         published_medsegdiff.medsegdiff_names,
         never_saved=published_medsegdiff.NEVER_SAVED,
         saved_later=published_medsegdiff.SAVED_LATER,
+        assumed=published_medsegdiff.assumed,
     ),
-    "MedSegDiffV2": PublishedForm("MedSegDiff V2", published_medsegdiff.medsegdiff_names),
+    "MedSegDiffV2": PublishedForm(
+        "MedSegDiff V2", published_medsegdiff.medsegdiff_names, assumed=published_medsegdiff.assumed
+    ),
     "SpadeDenoiser": PublishedForm("AdaptDiff denoiser", published_adaptdiff.denoiser_names),
     "ResidualUNet": PublishedForm("AdaptDiff segmenter", published_adaptdiff.segmenter_names),
     "ClassConditionedADM": PublishedForm("CDM U-Net", published_cdm.unet_names),

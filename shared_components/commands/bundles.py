@@ -70,9 +70,9 @@ def adapt_bundle(
     sys.stdout.write(f"{made}\n")
 
 
-@SetParseFn(str, "bundle", "source", "output", "base")
+@SetParseFn(str, "bundle", "source", "output", "base", "overrides")
 @SetParseFn(truth, "allow_missing_projections")
-def import_checkpoint(bundle, source, output, *, allow_missing_projections=False, base=None):
+def import_checkpoint(bundle, source, output, *, allow_missing_projections=False, base=None, overrides=None):
     """Convert a checkpoint of a method's published code to a bundle's weights.
 
     Args:
@@ -81,10 +81,11 @@ def import_checkpoint(bundle, source, output, *, allow_missing_projections=False
         output: File to write, such as models/model.pt.
         allow_missing_projections: true: initialise tensors that no file of this revision holds; fine-tune then.
         base: Weights of an earlier import for the other part of the network, such as CDM's classifier.
+        overrides: Keys in which the file's configuration differs, as JSON or a file of it: '{"num_channels": 4}'.
     """
     from shared_components.bundle_tools.import_checkpoint import import_checkpoint as run
 
-    sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections, base)}\n")
+    sys.stdout.write(f"{run(bundle, source, output, allow_missing_projections, base, overrides)}\n")
 
 
 @SetParseFn(

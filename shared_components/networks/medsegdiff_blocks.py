@@ -86,6 +86,7 @@ class ResidualBlock(nn.Module):
         use_scale_shift_norm: the time scales and shifts the second normalisation instead of being added before it.
         resample: "none", "down" (average) or "up" (nearest neighbour), by two, after the first activation and on
             the shortcut.
+        use_checkpoint: recompute the block in the backward pass; for blocks outside a `Step`.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
         use_scale_shift_norm: bool = False,
         resample: str = "none",
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.use_checkpoint = use_checkpoint
         self.use_scale_shift_norm = use_scale_shift_norm
         self.norm1 = GroupNorm32(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -117,6 +120,12 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.use_checkpoint and torch.is_grad_enabled():
+                return checkpoint(self._run, x, time, use_reentrant=False)
+        return self._run(x, time)
+
+    def _run(self, x: Tensor, time: Tensor) -> Tensor:
         hidden = self.conv1(self.resample(F.silu(self.norm1(x))))
         modulation = self.time_projection(time)[:, :, None, None]
         if self.use_scale_shift_norm:

@@ -4,11 +4,13 @@ Wu, Fu, Fang, Zhang, Yang, Xiong, Liu, Xu: "MedSegDiff: Medical Image Segmentati
 Model", arXiv 2211.00611. The published code is another network: see `shared_components.networks.medsegdiff`.
 """
 
-from typing import List, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shared_components.errors import InputError
 from shared_components.networks.ff_parser import FFParser
@@ -20,11 +22,13 @@ from shared_components.networks.medsegdiff_blocks import (
     Upsample,
     check_base_width,
     check_counts,
+    check_dropout,
     check_image_size,
     check_levels,
     check_size,
     check_timestep_scale,
 )
+from shared_components.networks.medsegdiff_unet import refuse_huge
 
 VARIANTS = {"S": (1, 1, 2, 2, 4), "B": (1, 1, 2, 2, 4, 4), "L": (1, 1, 2, 2, 4, 4, 4)}
 FUSE_LEVELS = ("middle", "all")
@@ -36,8 +40,10 @@ STAGE_BLOCKS = (3, 4, 6, 3)
 class EncoderBlock(nn.Module):
     """Residual block without time: (B, in_channels, H, W) to (B, out_channels, H, W); it starts as its shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, use_checkpoint: bool = False) -> None:
         super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.dropout = nn.Dropout(dropout)
         self.norm1 = GroupNorm32(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = GroupNorm32(out_channels)
@@ -49,8 +55,14 @@ class EncoderBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.use_checkpoint and torch.is_grad_enabled():
+                return checkpoint(self._run, x, use_reentrant=False)
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -95,11 +107,15 @@ class DualLevel(nn.Module):
 class DecoderLevel(nn.Module):
     """Step up to one resolution, where the encoders' sum is concatenated, and residual blocks."""
 
-    def __init__(self, in_channels: int, channels: int, time_channels: int, num_blocks: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, time_channels: int, num_blocks: int, **block_options: Any
+    ) -> None:
         super().__init__()
         self.upsample = Upsample(in_channels)
         widths = [in_channels + channels] + [channels] * num_blocks
-        self.blocks = nn.ModuleList(ResidualBlock(i, o, time_channels) for i, o in zip(widths[:-1], widths[1:]))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(i, o, time_channels, **block_options) for i, o in zip(widths[:-1], widths[1:])
+        )
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x, time), skip], dim=1)
@@ -139,9 +155,13 @@ class MedSegDiffV1Paper(nn.Module):
         ff_init: initialisation of the FF-Parser, "identity" or "reference" (see `FFParser`).
         learned_variance: whether the output has a variance head.
         timestep_scale: factor of the timesteps before they are embedded.
+        num_classes: number of class labels; ``None``: no class conditioning.
+        dropout: probability in the residual blocks.
+        use_checkpoint: recompute residual blocks in the backward pass: less memory, more time.
+        allow_huge: build networks of more than 2e9 parameters, too.
 
     Raises:
-        InputError: the arguments do not fit together.
+        InputError: the arguments do not fit together, or there would be more than 2e9 parameters.
     """
 
     def __init__(
@@ -158,12 +178,24 @@ class MedSegDiffV1Paper(nn.Module):
         ff_init: str = "identity",
         learned_variance: bool = True,
         timestep_scale: float = 1.0,
+        num_classes: Optional[int] = None,
+        dropout: float = 0.0,
+        use_checkpoint: bool = False,
+        allow_huge: bool = False,
     ) -> None:
         super().__init__()
+        if not allow_huge:
+            arguments = (in_channels, condition_channels, image_size, channels, variant, channel_mult, num_stem_blocks)
+            arguments += (num_decoder_blocks, fuse_levels, ff_init, learned_variance, timestep_scale, num_classes)
+            refuse_huge(partial(MedSegDiffV1Paper, *arguments, dropout=dropout, allow_huge=True))
         counts = {"in_channels": in_channels, "condition_channels": condition_channels}
         counts.update(num_stem_blocks=num_stem_blocks, num_decoder_blocks=num_decoder_blocks)
         widths = _level_widths(channels, variant, channel_mult)
         check_timestep_scale(timestep_scale)
+        check_dropout(dropout)
+        if num_classes is not None:
+            counts["num_classes"] = num_classes
+        block_options = {"dropout": dropout, "use_checkpoint": use_checkpoint}
         dual_levels = len(widths) - 1
         _check_arguments(image_size, 2**dual_levels, fuse_levels, **counts)
         self.in_channels = in_channels
@@ -180,18 +212,21 @@ class MedSegDiffV1Paper(nn.Module):
             if index >= self.first_fused:
                 fusion = DynamicFusion(widths[index], image_size // 2**index, ff_init)
             encoders = [
-                _encoder_level(inputs, widths, index, blocks[index]) for inputs in (condition_channels, in_channels)
+                _encoder_level(inputs, widths, index, blocks[index], **block_options)
+                for inputs in (condition_channels, in_channels)
             ]
             self.levels.append(DualLevel(encoders[0], encoders[1], fusion))
 
         time_channels, (shallow, deep) = 4 * channels, widths[-2:]
-        self.time_embedding = TimeEmbedding(channels, timestep_scale=timestep_scale)
+        self.time_embedding = TimeEmbedding(channels, num_classes, timestep_scale)
         self.time_projection = nn.Linear(time_channels, shallow)
         self.downsample = Downsample(shallow)
         shared = [shallow] + [deep] * blocks[-1]
-        self.shared = nn.ModuleList(ResidualBlock(i, o, time_channels) for i, o in zip(shared[:-1], shared[1:]))
+        self.shared = nn.ModuleList(
+            ResidualBlock(i, o, time_channels, **block_options) for i, o in zip(shared[:-1], shared[1:])
+        )
         self.decoder = nn.ModuleList(
-            DecoderLevel(widths[index + 1], widths[index], time_channels, num_decoder_blocks)
+            DecoderLevel(widths[index + 1], widths[index], time_channels, num_decoder_blocks, **block_options)
             for index in reversed(range(dual_levels))
         )
         self.output_norm = GroupNorm32(widths[0])
@@ -223,6 +258,7 @@ class MedSegDiffV1Paper(nn.Module):
         condition: Tensor,
         latent: Optional[Tensor] = None,
         condition_features: Optional[List[Tensor]] = None,
+        class_labels: Optional[Tensor] = None,
     ) -> Tensor:
         """Predict what the noisy mask is made of.
 
@@ -232,18 +268,19 @@ class MedSegDiffV1Paper(nn.Module):
             condition: (B, K, H, W) image.
             latent: not looked at; there is none.
             condition_features: what `encode_condition` returned; ``condition`` is then not looked at.
+            class_labels: (B,) int64; a network with ``num_classes`` works without them, too.
 
         Returns:
             (B, C, H, W) prediction, then as many channels of the variance head if there is one; unbounded, float32.
 
         Raises:
-            ValueError: H or W is not a multiple of ``downsampling``.
+            ValueError: H or W is not a multiple of ``downsampling``, or labels are given to a network without classes.
         """
         if not torch.jit.is_tracing():
             check_size(noisy, self.downsampling)
         if condition_features is None:
             condition_features = self.encode_condition(condition)
-        time = self.time_embedding(timesteps)
+        time = self.time_embedding(timesteps, class_labels)
         skips = self._encode(noisy, condition_features)
         x = self.downsample(skips[-1] + self.time_projection(time)[:, :, None, None], time)
         for block in self.shared:
@@ -265,12 +302,14 @@ class MedSegDiffV1Paper(nn.Module):
         return sums
 
 
-def _encoder_level(in_channels: int, widths: Sequence[int], index: int, num_blocks: int) -> nn.Sequential:
+def _encoder_level(
+    in_channels: int, widths: Sequence[int], index: int, num_blocks: int, **block_options: Any
+) -> nn.Sequential:
     """Return the way to a resolution, a convolution, and the residual blocks there."""
     first = widths[max(index - 1, 0)]
     entry = nn.Conv2d(in_channels if index == 0 else first, first, 3, stride=1 if index == 0 else 2, padding=1)
     inputs = [first] + [widths[index]] * (num_blocks - 1)
-    return nn.Sequential(entry, *(EncoderBlock(width, widths[index]) for width in inputs))
+    return nn.Sequential(entry, *(EncoderBlock(width, widths[index], **block_options) for width in inputs))
 
 
 def _level_widths(channels: int, variant: str, channel_mult: Optional[Sequence[int]]) -> Tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_components.networks.anchor_attention import AnchorAttention
-from shared_components.networks.highway import Highway
+from shared_components.networks.highway import Highway, highway_widths
 from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels, check_size
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
 from shared_components.networks.spectrum_attention import SpectrumTransformer
@@ -98,13 +98,12 @@ class MedSegDiffV2Paper(nn.Module):
         build_highway = partial(
             Highway, condition_channels, in_channels, poolings, highway_channels, dropout=0.0, norm=highway_norm
         )
-        if not allow_huge:
-            refuse_huge(build_unet, build_highway)
-        self.unet, self.highway = build_unet(), build_highway()
-        self.anchor = AnchorAttention(self.highway.widths[0], anchor_kernel_size)
-        self.transformer = SpectrumTransformer(
-            self.unet.last_channels,
-            self.highway.widths[-1],
+        widths = highway_widths(poolings, highway_channels)
+        build_anchor = partial(AnchorAttention, widths[0], anchor_kernel_size)
+        build_transformer = partial(
+            SpectrumTransformer,
+            channels * channel_mult[-1],
+            widths[-1],
             4 * channels,
             num_transformer_blocks,
             num_transformer_heads,
@@ -112,6 +111,10 @@ class MedSegDiffV2Paper(nn.Module):
             ss_order,
             normaliser,
         )
+        if not allow_huge:
+            refuse_huge(build_unet, build_highway, build_anchor, build_transformer)
+        self.unet, self.highway = build_unet(), build_highway()
+        self.anchor, self.transformer = build_anchor(), build_transformer()
 
     @torch.jit.export
     def encode_condition(self, condition: Tensor) -> List[Tensor]:

@@ -14,7 +14,7 @@ from shared_components.__main__ import main
 from shared_components.bundle_tools.import_checkpoint import import_checkpoint
 from shared_components.bundle_tools.published_medsegdiff import medsegdiff_names
 from shared_components.bundle_tools.published_names import compare, convert
-from shared_components.errors import InputError
+from shared_components.errors import InputError, one_line
 from shared_components.networks.medsegdiff import MedSegDiffV1, MedSegDiffV2
 from tests.bundle_tools.medsegdiff_reference import (
     empty_tensors,
@@ -26,6 +26,7 @@ from tests.bundle_tools.medsegdiff_reference import (
 )
 from tests.networks.medsegdiff_oracles import assert_values, fill, input_values
 from tests.networks.test_medsegdiff import REFERENCE
+from tests.runs.commands import REPOSITORY
 
 NETWORKS = {"v1": MedSegDiffV1, "v1_early": MedSegDiffV1, "v2": MedSegDiffV2}
 SMALL: dict[str, Any] = {"channels": 32, "highway_channels": 8, "num_heads": 2}
@@ -255,3 +256,56 @@ def test_every_difference_is_listed_and_nothing_written(bundle, tmp_path):
 def test_other_networks_do_not_fit(revision, network, options, differences):
     found = build(network, "meta", **{**SMALL, **options})
     assert differences in str(compare(empty_tensors(small_shapes(revision)), found))
+
+
+def test_what_no_tensor_shows_is_said_and_can_be_changed(bundle, tmp_path, capsys):
+    source = save(random_tensors(small_shapes("v2")), tmp_path)
+    sentence = import_checkpoint(str(bundle), source, str(tmp_path / "first.pt"))
+    assert "num_heads 2, use_new_attention_order False, schedule linear_rescaled of 1000 steps" in sentence
+    assert "prediction_type sample" in sentence and "--overrides" in sentence
+    overrides = (
+        '{"denoiser#num_heads": 4, "denoiser#use_new_attention_order": true, "scheduler#schedule": "cosine_double"}'
+    )
+    arguments = ["import_checkpoint", "--bundle", str(bundle), "--source", source]
+    main([*arguments, "--output", str(tmp_path / "second.pt"), "--overrides", overrides])
+    sentence = capsys.readouterr().out
+    assert "num_heads 4, use_new_attention_order True, schedule cosine_double of 1000 steps" in sentence
+    assert (
+        "--denoiser#num_heads 4 --denoiser#use_new_attention_order True --scheduler#schedule cosine_double" in sentence
+    )
+    schedules = [torch.load(tmp_path / f"{name}.pt", weights_only=True)["schedule"] for name in ("first", "second")]
+    assert not torch.equal(*schedules)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ('{"num_chanels": 4}', "'num_chanels' is no key"),
+        ('{"denoiser#num_headz": 4}', "num_headz"),
+        ('{"denoiser#num_heads": 5}', "5 attention heads"),
+        ('{"num_channels": 4', "expected JSON"),
+        ("nowhere.json", "nowhere.json"),
+    ],
+)
+def test_overrides_that_make_no_network_are_refused_in_one_line(bundle, tmp_path, overrides, words):
+    source, output = save(random_tensors(small_shapes("v2")), tmp_path), tmp_path / "model.pt"
+    with pytest.raises(Exception) as caught:
+        import_checkpoint(str(bundle), source, str(output), overrides=overrides)
+    line = one_line(caught.value)
+    assert words in line and "\n" not in line and not output.exists()
+
+
+def test_a_file_of_four_sequences_fits_the_tumour_bundle(tmp_path):
+    """The published BRATS files: four sequences and the noisy mask; here of the published code's small network."""
+    tensors = random_tensors(small_shapes("v1"))
+    for name, tensor in tensors.items():
+        if tensor.dim() == 4 and name in ("input_blocks.0.0.weight", "hwm.conv_blocks_context.0.blocks.0.conv.weight"):
+            tensors[name] = torch.cat([tensor, tensor[:, -1:]], dim=1)
+    source, brats = save(tensors, tmp_path), str(REPOSITORY / "bundles" / "medsegdiff_brats")
+    small = {f"denoiser#{key}": value for key, value in {**SMALL, "image_size": 64}.items()}
+    with pytest.raises(InputError, match=r"--overrides '\{\"num_channels\": 4\}'"):
+        import_checkpoint(brats, source, str(tmp_path / "a.pt"), True, overrides=small)
+    sentence = import_checkpoint(brats, source, str(tmp_path / "b.pt"), True, overrides={**small, "num_channels": 4})
+    assert "--num_channels 4 --ckpt_path" in sentence
+    weights = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert torch.equal(weights["denoiser.unet.stem.weight"], tensors["input_blocks.0.0.weight"])

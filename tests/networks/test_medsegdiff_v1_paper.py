@@ -179,6 +179,10 @@ def test_sizes_that_do_not_fit_are_refused():
         ({"num_stem_blocks": 0}, "num_stem_blocks is 0"),
         ({"num_decoder_blocks": 0}, "num_decoder_blocks is 0"),
         ({"fuse_levels": "last"}, "'last': choose one of middle, all"),
+        ({"num_classes": 0}, "num_classes is 0: it must be at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and less than 1"),
+        ({"timestep_scale": 0}, "timestep_scale is 0: it must be a positive number"),
+        ({"channel_mult": 4}, "channel_mult is 4: give one positive whole number a level"),
         ({"ff_init": "ones"}, "'ones': choose one of reference, identity"),
     ],
 )
@@ -191,3 +195,40 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 def test_no_channels_are_refused(name):
     with pytest.raises(InputError, match=f"{name} is 0: it must be at least 1"):
         MedSegDiffV1Paper(**{name: 0})
+
+
+def test_the_class_changes_the_output_and_may_be_unknown():
+    network, inputs = tiny(num_classes=2, channels=64), tiny_inputs()
+    with torch.no_grad():
+        first, second = (network(*inputs, class_labels=torch.full((2,), label)) for label in (0, 1))
+        assert (first - second).abs().max() > 1e-4
+        unknown = network(*inputs, class_labels=torch.tensor([-1, 1]))
+    torch.testing.assert_close(unknown[:1], network(*inputs)[:1])
+    torch.testing.assert_close(unknown[1:], second[1:])
+    with pytest.raises(ValueError, match="without classes"):
+        tiny()(*inputs, class_labels=torch.tensor([0, 1]))
+
+
+def test_dropout_and_checkpoints_change_no_name_and_no_gradient():
+    inputs, gradients, calls = tiny_inputs(), [], []
+    for use_checkpoint in (False, True):
+        network, seen = tiny(dropout=0.3, use_checkpoint=use_checkpoint).train(), []
+        assert list(network.state_dict()) == list(tiny().state_dict())
+        for module in network.modules():
+            if isinstance(module, (EncoderBlock, ResidualBlock)):
+                module.conv1.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        torch.manual_seed(3)
+        network(*inputs).square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+        calls.append(len(seen))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert calls[1] == 2 * calls[0], "every block is computed anew in the backward pass"
+    with torch.no_grad():
+        assert not torch.equal(network(*inputs), network(*inputs)), "channels are dropped"
+
+
+def test_huge_networks_are_built_if_asked_only():
+    with pytest.raises(InputError, match="parameters .*pass allow_huge=True"):
+        MedSegDiffV1Paper(channels=1024)
+    with torch.device("meta"):
+        assert count(MedSegDiffV1Paper(channels=1024, allow_huge=True)) > 2e9

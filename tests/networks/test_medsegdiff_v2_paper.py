@@ -199,3 +199,10 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 def test_no_channels_are_refused():
     with pytest.raises(InputError, match="in_channels is 0: it must be at least 1"):
         MedSegDiffV2Paper(0, 3)
+
+
+def test_the_transformer_counts_as_part_of_a_huge_network():
+    """U-Net and highway alone have 1.94e9 parameters."""
+    options = {"channels": 512, "channel_mult": (1, 1, 8), "num_res_blocks": 1, "num_transformer_blocks": 6}
+    with pytest.raises(InputError, match=r"would have 4,412,\d{3},\d{3} parameters .*allow_huge=True"):
+        MedSegDiffV2Paper(image_size=64, attention_factors=(), **options)
