@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
@@ -9,6 +12,10 @@ from torch import nn
 
 from shared_components.errors import InputError
 from shared_components.training.accumulation import has_stepped, optimizer_steps
+
+logger = logging.getLogger(__name__)
+
+MOST_OF_THE_START = 0.1
 
 
 class WarmedEMAHandler(EMAHandler):
@@ -19,6 +26,9 @@ class WarmedEMAHandler(EMAHandler):
     Without it, the first step copies the weights and every later one moves by ``momentum``, as in the published cDAL.
     Batches whose gradients are only accumulated leave the average as it is. Weights loaded into the network when the
     run starts are taken over into it.
+
+    A run without ``warm_up`` that is too short for its ``momentum``, so that more than `MOST_OF_THE_START` of the
+    average would still be the network of the first step, says so when it starts.
 
     Args:
         model: the network being trained.
@@ -38,11 +48,25 @@ class WarmedEMAHandler(EMAHandler):
     def attach(self, engine: Engine, *args, **kwargs) -> None:
         """Add the handler to a trainer, after those that load weights."""
         engine.add_event_handler(Events.STARTED, self._take_over)
+        engine.add_event_handler(Events.STARTED, self._tell_too_short)
         super().attach(engine, *args, **kwargs)
 
     def _take_over(self, engine: Engine) -> None:
         if engine.state.iteration == 0:
             self.ema_model.load_state_dict(self.model.state_dict())
+
+    def _tell_too_short(self, engine: Engine) -> None:
+        steps = optimizer_steps(engine, engine.state.max_epochs * engine.state.epoch_length)
+        left = (1 - self.momentum) ** steps
+        if not self.warm_up and left > MOST_OF_THE_START:
+            logger.warning(
+                "the moving average, which is what is kept, will be %.0f %% the network of the first step after %d steps "
+                "at momentum %g: train for %d steps (--max_epochs), or give --ema#warm_up True",
+                100 * left,
+                steps,
+                self.momentum,
+                math.ceil(math.log(MOST_OF_THE_START) / math.log(1 - self.momentum)),
+            )
 
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
