@@ -60,8 +60,8 @@ class WarmedEMAHandler(EMAHandler):
         left = (1 - self.momentum) ** steps
         if not self.warm_up and left > MOST_OF_THE_START:
             logger.warning(
-                "the moving average, which is what is kept, will be %.0f %% the network of the first step after %d steps "
-                "at momentum %g: train for %d steps (--max_epochs), or give --ema#warm_up True",
+                "the moving average, which is what is kept, will be %.0f %% the network of the first step after %d "
+                "steps at momentum %g: train for %d steps (--max_epochs), or give --ema#warm_up True",
                 100 * left,
                 steps,
                 self.momentum,
