@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
@@ -110,14 +110,31 @@ def check_settings(**settings: Any) -> None:
         if not holds(value):
             raise InputError(f"{name} is {value!r}; expected {expected}")
     _check_schedule(settings.get("schedule"))
-    folder = settings.get("dataset_dir")
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"dataset_dir {folder}: no such folder; give the folder that holds the images")
-    weights = settings.get("ckpt_path")
-    if weights is not None and not Path(weights).is_file():
-        raise InputError(f"ckpt_path {weights}: no such file; give the weights, such as <output_dir>/model.pt")
+    _check_paths(settings)
     check_device(settings.get("device", "cpu"))
     _check_writable(settings.get("output_dir"))
+
+
+def _check_paths(settings: Mapping[str, Any]) -> None:
+    for name in ("bundle_root", "dataset_dir", "output_dir", "ckpt_path"):
+        value = settings.get(name)
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise InputError(f"{name} is {value!r}, which the command line takes for no path; write --{name} ./NAME")
+        if str(value).startswith("~"):
+            raise InputError(f"{name} {value}: expected a path without ~; write {os.path.expanduser(value)}")
+    folder, output = settings.get("dataset_dir"), settings.get("output_dir")
+    if folder is not None and not Path(folder).is_dir():
+        found = "is a file" if Path(folder).is_file() else "no such folder"
+        raise InputError(f"dataset_dir {folder}: {found}; give the folder that holds the images")
+    if folder is not None and output is not None and Path(output).resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(
+            f"output_dir {output}: lies in dataset_dir {folder}, where results would become images; choose another "
+            "--output_dir"
+        )
+    weights = settings.get("ckpt_path")
+    if weights is not None and not Path(weights).is_file():
+        found = "is a folder" if Path(weights).is_dir() else "no such file"
+        raise InputError(f"ckpt_path {weights}: {found}; give the weights, such as <output_dir>/model.pt")
 
 
 def fitting(network: nn.Module, image_size: Sequence[int]) -> nn.Module:
@@ -150,6 +167,8 @@ def check_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device is {device!r}; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {str(device)!r}; expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device is {str(device)!r}, this machine has {torch.cuda.device_count()} CUDA devices; give --device cpu"
@@ -296,7 +315,7 @@ def own_data(dataset_dir: str | os.PathLike | None) -> str:
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
     """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
     without_data = "monai_label" if in_monai_label() else "phantoms"
-    name = without_data if dataset_dir is None else Path(dataset_dir).absolute().name
+    name = without_data if dataset_dir is None else Path(str(dataset_dir)).absolute().name
     return str(Path(bundle_root) / "output" / name)
 
 

@@ -33,7 +33,14 @@ def keep_the_hook(monkeypatch):
         ({"source_share": -0.1}, "source_share is -0.1"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere: no such folder"),
         ({"ckpt_path": "nowhere.pt"}, "ckpt_path nowhere.pt: no such file"),
+        ({"dataset_dir": 2024}, "dataset_dir is 2024, which .*; write --dataset_dir ./NAME"),
+        ({"dataset_dir": "~/x"}, "dataset_dir ~/x: expected a path without ~; write .*/x"),
+        ({"dataset_dir": __file__}, "test_settings.py: is a file; give the folder"),
+        ({"dataset_dir": ".", "output_dir": "./out"}, "output_dir ./out: lies in dataset_dir ., .* another"),
+        ({"dataset_dir": ".", "output_dir": "."}, "output_dir .: lies in dataset_dir"),
+        ({"ckpt_path": "."}, "ckpt_path .: is a folder; give the weights"),
         ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda or cuda:N"),
+        ({"device": "mps"}, "device is 'mps'; expected cpu, cuda or cuda:N"),
         ({"output_dir": "/proc/1/x"}, "output_dir /proc/1/x: .* cannot be written"),
     ],
 )
@@ -49,9 +56,9 @@ def test_missing_cuda_is_named():
 
 
 def test_right_values_pass(tmp_path):
-    check_settings(
-        dataset_dir=tmp_path, output_dir=tmp_path / "a" / "b", device="cpu", amp=False, seed=0, num_inference_steps=None
-    )
+    (tmp_path / "data").mkdir()
+    paths = {"dataset_dir": tmp_path / "data", "output_dir": tmp_path / "a" / "b"}
+    check_settings(**paths, device="cpu", amp=False, seed=0, num_inference_steps=None)
     assert not (tmp_path / "a").exists()
 
 
