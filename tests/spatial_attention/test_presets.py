@@ -123,3 +123,14 @@ def test_published_scaling_has_one_factor_for_both_axes(bundle):
         assert abs(int(result.any(0).sum()) - int(result.any(1).sum())) <= 2
         radii.append(math.sqrt(float(result.sum()) / math.pi))
     assert 14.8 < min(radii) < 15.5 and 24.5 < max(radii) < 25.2
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper_released"])
+@pytest.mark.parametrize("base", ["train", "inference"])
+def test_the_hippocampus_is_segmented_by_five_votes_and_many_slices_at_once(base, preset):
+    """The training batch of one volume is not the number of slices in a call of the network."""
+    made = ConfigParser()
+    made.read_config([str(BUNDLES / HIPPOCAMPUS / "configs" / f"{name}.json") for name in (base, preset)])
+    made.update({"device": "cpu", "bundle_root": str(BUNDLES / HIPPOCAMPUS)})
+    network = made.get_parsed_content("network_def")
+    assert (network.num_samples, network.max_batch_size) == (5, 64)
