@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ def datalist(
         findings += [p for p in folder.problems if p.case in set(ids) - {case.id for case in cases}]
         if section == "train":
             _refuse_folder(folder, all_masks_empty(folder, ids, findings))
-    good = _without_errors(folder, section, cases, findings, skip_bad)
+    as_here = {"labels": labels, "channels": channels, "label_column": label_column, "num_channels": num_channels}
+    good = _without_errors(folder, section, cases, findings, skip_bad, {**as_here, **options})
     _warn_about(folder, section, good, findings)
     return [case.datalist_item() for case in good]
 
@@ -193,18 +194,33 @@ def _errors(findings: list[Finding]) -> list[Finding]:
 def _refuse_folder(folder: CaseFolder, errors: list[Finding]) -> None:
     """Raise on errors that leaving out a case does not mend."""
     if errors:
-        raise InputError(_several(folder, errors))
+        raise InputError(_several(folder, errors, {}))
 
 
-def _several(folder: CaseFolder, errors: Sequence[Finding]) -> str:
+def _several(folder: CaseFolder, errors: Sequence[Finding], options: Mapping[str, Any]) -> str:
     named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
     more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
-    command = f"python -m shared_components check_data --dataset_dir {shlex.quote(str(folder.root))}"
-    return f"{named}{more}. All of them: {command}"
+    return f"{named}{more}. All of them: {check_command(folder.root, options)}"
+
+
+def check_command(root: Path, options: Mapping[str, Any]) -> str:
+    """Return the command that checks a folder as a run does.
+
+    Args:
+        root: the folder.
+        options: of `shared_components.data.check_data.check_data`; those that are ``None`` are left out.
+    """
+    given = [f'--{name} "{value}"' for name, value in options.items() if value not in (None, AFFINE_TOLERANCE_MM)]
+    return " ".join([f"python -m shared_components check_data --dataset_dir {shlex.quote(str(root))}", *given])
 
 
 def _without_errors(
-    folder: CaseFolder, section: str, cases: list[Case], findings: list[Finding], skip_bad: bool
+    folder: CaseFolder,
+    section: str,
+    cases: list[Case],
+    findings: list[Finding],
+    skip_bad: bool,
+    options: Mapping[str, Any],
 ) -> list[Case]:
     errors = _errors(findings)
     bad = {error.case for error in errors}
@@ -213,7 +229,7 @@ def _without_errors(
     if errors and not skip_bad:
         raise InputError(
             f"{folder.root}: {len(bad)} of {total} {section} cases cannot be used{_for_want_of_a_label(errors)}; "
-            f"mend them, or leave them out with --skip_bad True: {_several(folder, errors)}"
+            f"mend them, or leave them out with --skip_bad True: {_several(folder, errors, options)}"
         )
     if not good:
         raise InputError(

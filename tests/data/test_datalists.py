@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared_components.data.check_data import check_data
 from shared_components.data.datalists import datalist, inference_cases
 from shared_components.errors import InputError
 from tests.data.folders import SHAPE, case_names, msd_folder, picture_folder, save, some_image, some_label
@@ -72,6 +73,19 @@ def test_errors_of_the_section_refuse_it_in_one_line_that_names_the_command(tmp_
     assert "imagesTr/case_00.nii.gz: empty file" in message and "case_01" in message and "case_04" not in message
     assert f"python -m shared_components check_data --dataset_dir '{root}'" in message
     assert names(datalist(root, "validation", LABELS)) == ["case_05"]
+
+
+def test_the_command_that_lists_all_errors_checks_as_the_run_does(tmp_path):
+    """Without the run's classes the same folder has no error."""
+    msd_folder(tmp_path, case_names(6))
+    options = {"labels": {"anterior": 1}, "spatial_dims": 3}
+    with pytest.raises(InputError) as refused:
+        datalist(tmp_path, "train", **options)
+    _, command = str(refused.value).split("All of them: python -m shared_components check_data ")
+    folder, classes = f"--dataset_dir {tmp_path}", """--labels "{'anterior': 1}\""""
+    assert command == f'{folder} {classes} --num_channels "1" --spatial_dims "3"'
+    assert [f for f in check_data(tmp_path, **options, num_channels=1) if f.level == "error"]
+    assert not [f for f in check_data(tmp_path) if f.level == "error"]
 
 
 def test_skip_bad_uses_the_others_and_says_how_many(tmp_path, caplog):
