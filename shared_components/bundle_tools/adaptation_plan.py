@@ -285,12 +285,10 @@ def _normalisation(found: Fingerprint, template: Template) -> Choice:
         "divisor": [round(values["std"], 2) or 1.0 for values in found.intensities],
         "channel_wise": True,
     }
-    if template.family == "tiles":
-        text = "by the mean and deviation over all pictures, as crops of one picture must have the same scale"
-        return Choice(key, fixed, f"{'colours: each channel ' if found.modality == 'RGB' else ''}{text}")
     if found.modality == "RGB":
-        own = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
-        return Choice(key, own, "colours: each channel of a picture by its own mean and deviation, whatever the light")
+        return Choice(key, fixed, "colours: each channel by its mean and deviation over all pictures")
+    if template.family == "tiles":
+        return Choice(key, fixed, "one scale for all pictures, as crops of one picture must have the same")
     if found.pictures:
         return Choice(key, {"_target_": means, "keys": "image"}, "grey pictures: each by its own percentiles")
     nonzero = found.zero_share > _ZERO_BACKGROUND
