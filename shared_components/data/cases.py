@@ -235,9 +235,12 @@ class _Finder:
         files = images_by_stem(folder)
         if not files and is_series(folder):
             files = [(folder.name, folder)]
-        if not files:
-            children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
-            files = [(f"{child.name}_{stem}", path) for child in children for stem, path in images_by_stem(child)]
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+        below = [(f"{child.name}_{stem}", path) for child in children for stem, path in images_by_stem(child)]
+        if files and below:
+            text = f"{len(below)} images below it, such as {below[0][1].relative_to(folder)}, are not looked at"
+            self._problem("", folder, f"{text}; give their folder as dataset_dir", "images_below", "warning")
+        files = files or below
         suffixed = self._has_channel_suffix([stem for stem, _ in files], set())
         return "images", _cases(self._grouped(files, suffixed), {}), []
 

@@ -152,6 +152,14 @@ def test_inference_cases_sets_bad_cases_apart(tmp_path):
     assert failure.startswith("scan 1: scan 1.nii.gz: truncated/corrupt") and "\n" not in failure
 
 
+def test_images_below_those_that_are_predicted_are_told_of(tmp_path, caplog):
+    save(tmp_path / "one.nii.gz", some_image())
+    save(tmp_path / "more" / "two.nii.gz", some_image())
+    assert [Path(item["image"]).name for item in inference_cases(tmp_path)[0]] == ["one.nii.gz"]
+    assert "1 images below it, such as more/two.nii.gz, are not looked at" in caplog.text
+    assert [finding.kind for finding in check_data(tmp_path)] == ["images_below"]
+
+
 def test_a_model_of_slices_takes_what_the_folder_holds(tmp_path):
     msd_folder(tmp_path / "volumes", case_names(5))
     picture_folder(tmp_path / "slices", 5)
