@@ -92,6 +92,8 @@ def adapt_bundle(
         InputError: the bundle cannot be adapted or not to such data, the folder has no labels or bad cases, a class is
             not in it, or ``output`` exists.
     """
+    if memory is not None and memory <= 0:
+        raise InputError(f"--memory {memory}: expected GiB, more than 0")
     target = _target(name, output)
     source = read_source(find_bundle(bundle))
     folder = find_cases(dataset_dir, channels, label_column)

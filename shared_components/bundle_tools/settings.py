@@ -51,9 +51,14 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
 
 
+def _is_orientation(value: Any) -> bool:
+    return isinstance(value, str) and sorted("LPI".find(c) + "RAS".find(c) + 1 for c in value) == [0, 1, 2]
+
+
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
+    "axcodes": ("three letters such as RAS or LPI, one for each axis of the body", _is_orientation),
     "batch_size": _whole(1),
     "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
@@ -65,11 +70,20 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a whole number of at least 1, or none (leave it out)",
         lambda v: v is None or (type(v) is int and v >= 1),
     ),
+    "num_adjacent_slices": _whole(0),
     "num_inference_steps": ("a whole number of at least 1", lambda v: v is None or (type(v) is int and v >= 1)),
     "num_samples": _whole(1),
     "num_train_timesteps": _whole(1),
     "num_workers": _whole(0),
     "overwrite": _SWITCH,
+    "patch_size": (
+        "whole numbers of voxels, one for each axis, such as [40,56,6]",
+        lambda v: isinstance(v, (list, tuple)) and all(type(size) is int and size >= 1 for size in v),
+    ),
+    "pixdim": (
+        "three distances in mm such as [1.0,1.0,1.0]",
+        lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_is_number(step) and step > 0 for step in v),
+    ),
     "recycled_share": ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
     "resume": _SWITCH,
     "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),

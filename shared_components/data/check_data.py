@@ -59,9 +59,12 @@ def check_data(
         The findings, sorted by case. The caller makes an exit code of them.
 
     Raises:
-        InputError: the folder cannot be understood at all, a file to write cannot be written, or the pattern matches
-            nothing.
+        InputError: the folder cannot be understood at all, a file to write cannot be written, a number is out of range,
+            or the pattern matches nothing.
     """
+    _check_numbers(spatial_dims, affine_tolerance, num_workers)
+    if str(skip_bad).lower() in ("true", "false"):
+        raise InputError(f"--skip_bad {skip_bad}: here it names a folder to make, of the usable cases, or a JSON file")
     report_file = check_json_target(report, "--report") if report else None
     as_list = skip_bad is not None and str(skip_bad).lower().endswith(".json")
     if fill_nonfinite and (skip_bad is None or as_list):
@@ -92,6 +95,15 @@ def check_data(
             write_checked_folder(folder, usable + _usable(folder.unlabelled, findings), target, copies)
         sys.stdout.write(f"{len(usable)} usable cases {'listed' if as_list else 'linked'} in {target}\n")
     return findings
+
+
+def _check_numbers(spatial_dims: int | None, affine_tolerance: float, num_workers: int | None) -> None:
+    if spatial_dims not in (None, 2, 3):
+        raise InputError(f"--spatial_dims {spatial_dims}: expected 2 or 3")
+    if affine_tolerance < 0:
+        raise InputError(f"--affine_tolerance {affine_tolerance}: expected a distance in mm, at least 0")
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"--num_workers {num_workers}: expected at least 1 thread")
 
 
 def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[Case]:

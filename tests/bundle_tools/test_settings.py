@@ -39,6 +39,13 @@ def keep_the_hook(monkeypatch):
         ({"dataset_dir": ".", "output_dir": "./out"}, "output_dir ./out: lies in dataset_dir ., .* another"),
         ({"dataset_dir": ".", "output_dir": "."}, "output_dir .: lies in dataset_dir"),
         ({"ckpt_path": "."}, "ckpt_path .: is a folder; give the weights"),
+        ({"axcodes": "XYZ"}, "axcodes is 'XYZ'; expected three letters such as RAS"),
+        ({"axcodes": "RLS"}, "axcodes is 'RLS'"),
+        ({"num_adjacent_slices": -1}, "num_adjacent_slices is -1; expected a whole number of at least 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        ({"patch_size": [40, 0, 6]}, r"patch_size is \[40, 0, 6\]; expected whole numbers of voxels"),
+        ({"pixdim": [1, 1]}, r"pixdim is \[1, 1\]; expected three distances in mm"),
+        ({"pixdim": [0, 1, 1]}, r"pixdim is \[0, 1, 1\]"),
         ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda or cuda:N"),
         ({"device": "mps"}, "device is 'mps'; expected cpu, cuda or cuda:N"),
         ({"output_dir": "/proc/1/x"}, "output_dir /proc/1/x: .* cannot be written"),
@@ -59,6 +66,7 @@ def test_right_values_pass(tmp_path):
     (tmp_path / "data").mkdir()
     paths = {"dataset_dir": tmp_path / "data", "output_dir": tmp_path / "a" / "b"}
     check_settings(**paths, device="cpu", amp=False, seed=0, num_inference_steps=None)
+    check_settings(axcodes="LPI", pixdim=[1, 0.5, 3.0], patch_size=[40, 56, 6], num_adjacent_slices=0)
     assert not (tmp_path / "a").exists()
 
 
