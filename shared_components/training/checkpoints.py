@@ -154,9 +154,9 @@ class TrainingState:
 
     def _compare(self, saved: Mapping[str, Any], names: set[str]) -> None:
         differences = [
-            f"{key} was {saved[key]!r}, is {self.settings.get(key)!r}"
-            for key in sorted(saved)  # what an earlier version did not write down cannot be compared
-            if saved[key] != self.settings.get(key)
+            f"{key} was {saved.get(key)!r}, is {self.settings.get(key)!r}"
+            for key in sorted({*saved, *self.settings})
+            if saved.get(key) != self.settings.get(key)
         ]
         differences += [f"{name} is only on one side" for name in sorted(names ^ set(self.objects))]
         if differences:

@@ -223,7 +223,7 @@ def test_the_hippocampus_bundle_imports_both_forms(name, tmp_path):
     output = tmp_path / "paper.pt"
     sentence = import_checkpoint(str(BUNDLE), save(published_tensors(name, "module."), tmp_path), str(output))
     assert OVERLAYS[name] in sentence
-    network = module._build_network(BUNDLE / "configs" / "inference.json", BUNDLE / "configs" / OVERLAYS[name])
+    _, network = module._build_network(BUNDLE / "configs" / "inference.json", BUNDLE / "configs" / OVERLAYS[name], {})
     network.load_state_dict(torch.load(output, weights_only=True))
     assert_generator_values(network.denoiser, name)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_the_hippocampus_bundle_imports_both_forms(name, tmp_path):
 def test_the_bundles_for_pictures_import_the_published_checkpoints(name, tmp_path):
     output, bundle = tmp_path / "paper.pt", BUNDLES / PICTURES[name]
     assert "paper.json" in import_checkpoint(str(bundle), save(published_tensors(name), tmp_path), str(output))
-    network = module._build_network(bundle / "configs" / "inference.json", bundle / "configs" / "paper.json")
+    _, network = module._build_network(bundle / "configs" / "inference.json", bundle / "configs" / "paper.json", {})
     network.load_state_dict(torch.load(output, weights_only=True))
     assert_generator_values(network.denoiser, name)
     assert network.label_coding.inverted == (name == "lung")

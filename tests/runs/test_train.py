@@ -188,11 +188,11 @@ def test_a_run_killed_while_its_report_was_written_resumes_to_the_report(trained
     assert (tmp_path / "run" / "model.pt").read_bytes() == weights
 
 
-def test_classes_that_changed_places_are_no_training_to_resume(trained, phantoms, tmp_path):
+def test_row_43_another_preprocessing_is_no_training_to_resume(trained, phantoms, tmp_path):
     shutil.copytree(trained.output_dir, tmp_path / "run")
     options = {**TRAINING, "dataset_dir": phantoms, "output_dir": tmp_path / "run", "resume": True}
-    run = run_bundle(config("train"), **options, labels={"anterior": 2, "posterior": 1})
-    check_refused(run, "labels was {'anterior': 1, 'posterior': 2}, is {'anterior': 2, 'posterior': 1}")
+    run = run_bundle(config("train"), **options, pixdim=[2.0, 2.0, 2.0], flip_prob=0.0)
+    check_refused(run, "flip_prob was 0.5, is 0.0", "pixdim was [1.0, 1.0, 1.0], is [2.0, 2.0, 2.0]")
 
 
 def test_an_earlier_run_is_kept(trained, phantoms):
