@@ -1,5 +1,7 @@
 """What came out, for people to look at: scores of every case, pictures, and a report of the run."""
 
+from shared_components.reporting.blind_guess import BlindGuess
+from shared_components.reporting.denoising import DenoisingPreview
 from shared_components.reporting.handlers import CaseMetrics, ReportHandler, SaveOverlays
 from shared_components.reporting.inference_report import InferenceReportHandler
 from shared_components.reporting.instances import InstanceScores, add_instances
@@ -11,7 +13,9 @@ from shared_components.reporting.synthetic_set import SynthesisPreview, Syntheti
 from shared_components.reporting.training_report import TrainingReportHandler
 
 __all__ = [
+    "BlindGuess",
     "CaseMetrics",
+    "DenoisingPreview",
     "InferenceReportHandler",
     "InstanceScores",
     "Picture",

@@ -17,10 +17,11 @@ import torch
 from ignite.engine import Engine, Events
 
 from shared_components.reporting.charts import line_chart
+from shared_components.reporting.denoising import DENOISING_FILE
 from shared_components.reporting.files import claim_outputs, write_atomically
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.page import page, section
-from shared_components.reporting.report import environment, subtitle
+from shared_components.reporting.report import Picture, environment, figures, subtitle
 from shared_components.reporting.tables import settings_table
 
 HISTORY = "training_history.csv"
@@ -30,7 +31,8 @@ class TrainingReportHandler:
     """Write ``training_history.csv`` and ``training.html`` after every epoch of a trainer.
 
     The table has one row per epoch: the mean over its iterations of each of ``output_keys``, the metrics of
-    the validation if there was one, and the seconds it took. A resumed run goes on with the table it finds.
+    the validation if there was one, and the seconds it took. A resumed run goes on with the table it finds. The page
+    shows the picture that a `DenoisingPreview` of the same folder has left.
 
     Args:
         output_dir: where both go; made when the run starts.
@@ -71,6 +73,8 @@ class TrainingReportHandler:
         epoch = engine.state.epoch
         if idist.get_rank() == 0:
             claim_outputs(self.output_dir, [HISTORY, "training.html"], self.overwrite or epoch > 0)
+            if epoch == 0:
+                (self.output_dir / DENOISING_FILE).unlink(missing_ok=True)
         self._history = {n: row for n, row in read_history(self.output_dir / HISTORY).items() if n <= epoch}
 
     def _start_epoch(self, engine: Engine) -> None:
@@ -112,9 +116,15 @@ class TrainingReportHandler:
         charts = [line_chart([(row["epoch"], row[name]) for row in rows if name in row], name) for name in names]
         body = [
             section("Curves", f'<div class="charts">{"".join(charts)}</div>'),
+            section("How the first validation case is denoised", self._denoising()),
             section("How it was made", settings_table({**self.settings, "environment": environment()})),
         ]
         write_atomically(self.output_dir / "training.html", page(self.title, subtitle(what), body))
+
+    def _denoising(self) -> str:
+        path = self.output_dir / DENOISING_FILE
+        what = "from noise to a label map, and what the denoiser takes the clean map for in each step"
+        return figures([Picture("First case", "", path.read_bytes(), what)]) if path.exists() else ""
 
 
 def read_history(path: str | os.PathLike) -> dict[int, dict[str, float]]:
