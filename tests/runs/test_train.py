@@ -79,6 +79,7 @@ def test_a_training_leaves_weights_state_tables_and_pages(trained):
     events = [name for name in found if name.startswith("tensorboard/events.out.tfevents.")]
     assert events and all(found[name][0] > 100 for name in events)
     assert {name for name in found if name not in events} - {".lock"} == {
+        "denoising.png",
         "metrics_per_case.csv",
         "metrics_summary.csv",
         "model.pt",
