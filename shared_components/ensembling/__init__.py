@@ -4,16 +4,19 @@ from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine,
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
+    ExpectedDiced,
     PredictiveEntropyd,
     calibration_bins,
     calibration_error,
     entropy,
     error_detection_auroc,
+    expected_dice,
 )
 
 __all__ = [
     "COMBINE_CHOICES",
     "DECISIONS",
+    "ExpectedDiced",
     "PredictiveEntropyd",
     "RaterRates",
     "calibration_bins",
@@ -22,6 +25,7 @@ __all__ = [
     "combine_members",
     "entropy",
     "error_detection_auroc",
+    "expected_dice",
     "rater_rates",
     "staple",
     "weigh_by_expected_dice",

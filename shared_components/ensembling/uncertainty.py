@@ -54,6 +54,50 @@ class PredictiveEntropyd(MapTransform):
         return d
 
 
+def expected_dice(probabilities: Tensor) -> Tensor:
+    """Dice that the mask of the most probable class can be expected to have, by the probabilities themselves.
+
+    For a class with the mask m it is 2 * sum(p * m) / (sum(p) + sum(m)), the ratio of the expectations of Dice's two
+    parts (Lipton et al. 2014). It needs no reference, so it says which cases of many to look at first. How well it
+    orders them is a matter of calibration: evaluations state its rank correlation with the Dice that was reached.
+    Probabilities that `weigh_by_expected_dice` has weighed give higher numbers, in much the same order.
+
+    Args:
+        probabilities: (B, C, *spatial) in [0, 1], summing to 1 over C, background first.
+
+    Returns:
+        (B, C - 1) in [0, 1], NaN for a class that is nowhere the most probable one.
+    """
+    flat = probabilities.flatten(2)
+    predicted, found = flat.argmax(dim=1), []
+    for index in range(1, flat.shape[1]):
+        probability, mask = flat[:, index].double(), predicted == index
+        dice = 2 * (probability * mask).sum(dim=1) / (probability.sum(dim=1) + mask.sum(dim=1))
+        found.append(torch.where(mask.any(dim=1), dice, torch.nan))
+    return torch.stack(found, dim=1).float()
+
+
+class ExpectedDiced(MapTransform):
+    """Write the `expected_dice` of class probabilities beside them: one number, the mean of the classes that are found.
+
+    Use it where `PredictiveEntropyd` is used. NaN where nothing is found.
+
+    Args:
+        keys: key of channel-first (C, *spatial) class probabilities.
+        output_key: where to put the number.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", output_key: str = "expected_dice") -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[self.output_key] = float(expected_dice(torch.as_tensor(d[key])[None]).nanmean())
+        return d
+
+
 def calibration_bins(
     probabilities: Tensor, labels: Tensor, num_bins: int = 20, mask: Optional[Tensor] = None
 ) -> Tensor:

@@ -45,7 +45,8 @@ class DenoisingPreview:
     The upper row has the image and the noisy label maps, from pure noise to the finished one, the lower row what the
     denoiser took the clean map for in each step; so one sees whether later steps still change anything. Of a volume
     it shows the slice with the most foreground. TensorBoard keeps the strip of every validation,
-    `TrainingReportHandler` shows the last one. Nothing happens where the validated network is no `DiffusionSegmenter`, such as a plain one.
+    `TrainingReportHandler` shows the last one. Nothing happens where the validated network is no
+    `DiffusionSegmenter`, such as a plain one.
 
     Args:
         output_dir: where the picture goes.

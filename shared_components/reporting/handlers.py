@@ -34,7 +34,7 @@ from shared_components.reporting.files import (
     write_atomically,
 )
 from shared_components.reporting.instances import InstanceScores
-from shared_components.reporting.metrics import UNITS, score_case, summarise, write_table
+from shared_components.reporting.metrics import UNITS, expected_dice_order, score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
 from shared_components.reporting.report import Picture, failures_of, weights_and_sampling, write_report
 
@@ -156,6 +156,7 @@ class CaseMetrics:
             engine.state.case_keys[name] = key
         engine.state.case_metrics = list(rows.values())
         engine.state.case_summary = summarise(engine.state.case_metrics)
+        engine.state.case_summary += expected_dice_order(engine.state.case_metrics)
         zeros = torch.zeros(3, self.num_bins, dtype=torch.float64)
         engine.state.calibration = sum((record.bins for record in records.values()), zeros)
         units = " or ".join(sorted({record.unit for record in records.values()}))

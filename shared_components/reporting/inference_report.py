@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 PER_CASE = "inference_per_case.csv"
 _UNCERTAIN = 0.5
 _DEFINITIONS = f"""<dl>
+<dt>Expected Dice</dt><dd>The overlap with the truth that the probabilities themselves let one expect, 0 to 1, the mean
+of what is found: look at the cases with the lowest first. No value where nothing is found. How well it orders cases,
+the evaluation of the weights says (order by expected Dice).</dd>
 <dt>Uncertainty</dt><dd>Entropy of the class probabilities that the members of the ensemble agree on, relative to the
 largest possible: 0 where they leave no doubt, 1 where every class is as likely.</dd>
 <dt>In the foreground</dt><dd>Its mean over what the prediction marks; no value where nothing is marked.</dd>
@@ -57,8 +61,9 @@ pixels.</dd></dl>"""
 class InferenceReportHandler:
     """Write ``report.html`` and ``inference_per_case.csv`` when an inference is complete.
 
-    For every case: size, volume of each class, uncertainty, seconds. The pictures that `SaveOverlays` drew, which must
-    stand before it, of the cases that are most and least certain. A class that is found in no voxel has volume 0.
+    For every case: size, volume of each class, expected Dice, uncertainty, seconds. The pictures that `SaveOverlays`
+    drew, which must stand before it, of the cases of the lowest and the highest expected Dice; where that is not known,
+    of the most and the least uncertain pixels. A class that is found in no voxel has volume 0.
 
     Args:
         output_dir: where both go; made when the run starts.
@@ -118,7 +123,8 @@ class InferenceReportHandler:
             file = case_file(case.get("label"), *case.values())
             number = sum(other == file for other, _ in self._rows)
             row = describe_case(case[self.pred_key], case.get(self.uncertainty_key), self.label_names)
-            self._rows[file, number] = {**row, "seconds": seconds}
+            expected = {"expected_dice": case["expected_dice"]} if "expected_dice" in case else {}
+            self._rows[file, number] = {**row, **expected, "seconds": seconds}
 
     def _finish(self, engine: Engine) -> None:
         rows: dict[str, dict[str, Any]] = {}
@@ -139,7 +145,7 @@ class InferenceReportHandler:
 
     def _pictures(self, rows: list[dict], keys: Mapping[str, Any], overlays: Mapping[Any, Path]) -> list[Picture]:
         drawn = [row for row in rows if keys[row["case"]] in overlays]
-        ranked = sorted(drawn, key=lambda row: (-row.get("uncertain_share", 0.0), row["case"]))
+        ranked = sorted(drawn, key=lambda row: (_certainty(row), row["case"]))
         ends = self.pictures_per_end
         first, last = ranked[:ends], ranked[max(len(ranked) - ends, ends) :]
         chosen = [("Least certain", row) for row in first] + [("Most certain", row) for row in last]
@@ -209,6 +215,13 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
         }
         charts += [strip_chart(groups, label)] if groups else []
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _certainty(row: Mapping[str, Any]) -> float:
+    """What orders the pictures; a case without a finding comes first, since what is missed shows in no number."""
+    if "expected_dice" in row:
+        return row["expected_dice"] if math.isfinite(row["expected_dice"]) else 0.0
+    return -row.get("uncertain_share", 0.0)
 
 
 def _in_words(row: Mapping[str, Any]) -> str:

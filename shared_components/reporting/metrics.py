@@ -27,13 +27,20 @@ from monai.metrics import (
 )
 from monai.networks import one_hot
 from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.stats import spearmanr
 from torch import Tensor
 
-from shared_components.ensembling.uncertainty import calibration_bins, entropy, error_detection_auroc
+from shared_components.ensembling.uncertainty import (
+    calibration_bins,
+    entropy,
+    error_detection_auroc,
+    expected_dice,
+)
 from shared_components.errors import InputError
 from shared_components.reporting.files import write_atomically
 
 UNITS = ("mm", "px")
+_FEWEST_ORDERED = 5
 SUMMARY_FIELDS = ("metric", "mean", "std", "median", "min", "max", "cases", "nan")
 
 
@@ -141,7 +148,8 @@ def score_case(
         The scores: ``dice_<name>``, ``dice_mean`` (of the classes), with ``iou`` ``iou_<name>`` and ``iou_mean``,
         ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
         ``ece_near_foreground`` (expected calibration error), ``error_auroc_near_foreground`` (area under the
-        ROC curve of the entropy as a detector of wrong voxels). And the `calibration_bins` near the
+        ROC curve of the entropy as a detector of wrong voxels), ``expected_dice`` (without the reference, mean of the
+        classes that are found; 1 for a hard prediction). And the `calibration_bins` near the
         foreground.
 
     Raises:
@@ -167,6 +175,7 @@ def score_case(
     scores["ece_near_foreground"] = float((bins[2] - bins[1]).abs().sum() / bins[0].sum())
     wrong = (predicted != truth)[None]
     scores["error_auroc_near_foreground"] = error_detection_auroc(entropy(probabilities[None]), wrong, region)
+    scores["expected_dice"] = float(expected_dice(probabilities[None]).nanmean())
     return scores, bins
 
 
@@ -223,6 +232,23 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     columns = {key: None for row in rows for key, value in row.items() if isinstance(value, (int, float))}
     return [{"metric": column, **_describe([float(row.get(column, math.nan)) for row in rows])} for column in columns]
+
+
+def expected_dice_order(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Say how well ``expected_dice`` orders the cases by the Dice that they reached, as a row of the summary.
+
+    Returns:
+        One row ``expected_dice_order`` whose ``mean`` is Spearman's rank correlation of the two over the cases that
+        have both; 1 where the order is the same, 0 where one says nothing of the other. None with fewer than five such
+        cases, or where either is the same in all.
+    """
+    pairs = [(float(row.get("expected_dice", math.nan)), float(row["dice_mean"])) for row in rows]
+    known = np.asarray([pair for pair in pairs if math.isfinite(pair[0])])
+    if len(known) < _FEWEST_ORDERED or (np.ptp(known, axis=0) == 0).any():
+        return []
+    counts = {"cases": len(pairs), "nan": len(pairs) - len(known)}
+    blank = dict.fromkeys(SUMMARY_FIELDS[2:6], math.nan)
+    return [{"metric": "expected_dice_order", "mean": float(spearmanr(*known.T).statistic), **blank, **counts}]
 
 
 def _describe(values: Sequence[float]) -> dict[str, Any]:

@@ -67,6 +67,18 @@ _MEANINGS = (
         "Whether the uncertainty map marks the wrong voxels: the probability that a wrong voxel is more "
         "uncertain than a correct one. 0.5 is chance, 1 is best. No value where nothing is wrong.",
     ),
+    (
+        "expected_dice",
+        "Expected Dice",
+        "The Dice that the probabilities themselves let one expect, without the reference. No value where nothing is "
+        "found.",
+    ),
+    (
+        "expected_dice_order",
+        "Order by expected Dice",
+        "Whether the expected Dice puts the cases into the order of the Dice that they reached, so that it says which "
+        "ones to look at first: Spearman's rank correlation over the cases. 1 is best, 0 is chance.",
+    ),
 )
 
 

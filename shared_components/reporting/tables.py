@@ -39,6 +39,8 @@ def heading_of(column: str) -> str:
         "instances_predicted": "objects found",
         "ece_near_foreground": "ECE near foreground",
         "error_auroc_near_foreground": "Error AUROC near foreground",
+        "expected_dice": "expected Dice",
+        "expected_dice_order": "order by expected Dice",
         "seconds": "seconds per case",
         "uncertainty_in_foreground": "uncertainty in the foreground",
         "uncertain_share": "share that is uncertain",

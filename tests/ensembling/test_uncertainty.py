@@ -11,11 +11,13 @@ from scipy.stats import entropy as scipy_entropy
 from scipy.stats import mannwhitneyu
 
 from shared_components.ensembling import (
+    ExpectedDiced,
     PredictiveEntropyd,
     calibration_bins,
     calibration_error,
     entropy,
     error_detection_auroc,
+    expected_dice,
 )
 
 
@@ -53,6 +55,28 @@ def test_transform_keeps_the_metadata():
 def test_transform_wants_as_many_outputs_as_inputs():
     with pytest.raises(ValueError, match="one for each"):
         PredictiveEntropyd(["a", "b"], "uncertainty")
+
+
+def test_expected_dice_by_hand():
+    """The mask holds 0.9 and 0.7, outside are 0.4 and 0: 2 * 1.6 / (2.0 + 2); class 2 is nowhere the most probable."""
+    one = torch.tensor([0.9, 0.7, 0.4, 0.0])
+    two = torch.tensor([0.0, 0.1, 0.1, 0.0])
+    probabilities = torch.stack([1 - one - two, one, two])[None]
+    found = expected_dice(probabilities.reshape(1, 3, 2, 2))
+    assert found.shape == (1, 2)
+    assert float(found[0, 0]) == pytest.approx(0.8) and math.isnan(found[0, 1])
+    assert ExpectedDiced("pred")({"pred": MetaTensor(probabilities[0])})["expected_dice"] == pytest.approx(0.8)
+    assert math.isnan(ExpectedDiced("pred")({"pred": torch.tensor([[0.9, 0.8], [0.1, 0.2]])})["expected_dice"])
+
+
+def test_expected_dice_is_the_dice_that_calibrated_probabilities_reach():
+    generator = torch.Generator().manual_seed(5)
+    foreground = torch.rand(1, 200_000, generator=generator)
+    truth = torch.rand(1, 200_000, generator=generator) < foreground
+    mask = foreground > 0.5
+    reached = 2 * (truth & mask).sum() / (truth.sum() + mask.sum())
+    found = expected_dice(torch.stack([1 - foreground, foreground], dim=1))
+    assert float(found) == pytest.approx(float(reached), abs=0.003)
 
 
 def test_calibration_error_by_hand():

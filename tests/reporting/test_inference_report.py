@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.engines import IterationEvents
 
-from shared_components.reporting.inference_report import describe_case, inference_page
+from shared_components.reporting.inference_report import InferenceReportHandler, describe_case, inference_page
 
 
 def test_volume_and_uncertainty_by_hand():
@@ -29,3 +32,30 @@ def test_a_picture_is_counted_in_pixels_and_an_empty_one_has_no_uncertainty_insi
     assert row["area_px_lesion"] == 0 and math.isnan(row["uncertainty_in_foreground"]) and row["uncertain_share"] == 1
     page = inference_page("Inference", [{"case": "a", **row, "seconds": 1.0}], [], {"seed": 0}, ["b.png: truncated"])
     assert "Nothing was found in a." in page and "<li>b.png: truncated</li>" in page and "1 case " in page
+
+
+def test_the_cases_to_look_at_first_are_those_of_the_lowest_expected_dice(tmp_path):
+    cases = {"sure": 0.95, "unsure": 0.4, "empty": math.nan, "fair": 0.8}
+
+    def infer(engine, name):
+        label = MetaTensor(torch.ones(1, 8, 6), meta={"filename_or_obj": f"{name}.png"})
+        return [{"pred": label, "uncertainty": torch.zeros(1, 8, 6), "expected_dice": cases[name]}]
+
+    engine, drawn = Engine(infer), tmp_path / "overlay.png"
+    engine.register_events(*IterationEvents)
+    drawn.write_bytes(b"picture")
+    handler = InferenceReportHandler(tmp_path, label_names={"lesion": 1}, pictures_per_end=2)
+    handler.attach(engine)
+    engine.state.overlays = {(f"{name}.png", 0): drawn for name in cases}
+    engine.run(list(cases), 1)
+    rows = {row["case"]: row for row in csv.DictReader(open(tmp_path / "inference_per_case.csv", encoding="utf-8"))}
+    assert rows["unsure"]["expected_dice"] == "0.4" and rows["empty"]["expected_dice"] == "nan"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    order = [part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:]]
+    assert [next(name for name in cases if f"</b> {name} " in part) for part in order] == [
+        "empty",
+        "unsure",
+        "fair",
+        "sure",
+    ]
+    assert [part.split("</b>")[0] for part in order] == ["<b>Least certain"] * 2 + ["<b>Most certain"] * 2

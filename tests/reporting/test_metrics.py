@@ -12,7 +12,7 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMe
 from shared_components.ensembling import calibration_error, entropy, error_detection_auroc
 from shared_components.errors import InputError
 from shared_components.reporting import score_case, summarise, write_table
-from shared_components.reporting.metrics import near_foreground
+from shared_components.reporting.metrics import expected_dice_order, near_foreground
 
 NAMES = {1: "anterior", 2: "posterior"}
 SPACING = (0.5, 1.0, 3.0)
@@ -70,6 +70,19 @@ def test_a_label_map_scores_as_its_one_hot():
         score_case(one_hot(blocks(shift=1)), MetaTensor(one_hot(blocks()), affine=label.affine), NAMES)[0] == expected
     )
     assert expected["error_auroc_near_foreground"] == 0.5
+
+
+def ranked(*pairs):
+    return expected_dice_order([{"expected_dice": expected, "dice_mean": dice} for expected, dice in pairs])
+
+
+def test_the_order_of_cases_by_expected_dice():
+    pairs = [(0.9, 0.8), (0.8, 0.7), (0.7, 0.75), (0.6, 0.2), (0.5, 0.1)]
+    (row,) = ranked(*pairs, (math.nan, 0.0))
+    # the ranks of the second and third are exchanged: 1 - 6 * 2 / (5 * 24)
+    assert row["metric"] == "expected_dice_order" and row["mean"] == pytest.approx(0.9)
+    assert (row["cases"], row["nan"]) == (6, 1) and math.isnan(row["std"])
+    assert ranked(*pairs[:4]) == [] and ranked(*[(1.0, dice) for _, dice in pairs]) == []
 
 
 @pytest.mark.parametrize(

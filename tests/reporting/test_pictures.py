@@ -65,6 +65,7 @@ def test_a_picture_is_measured_in_pixels_whatever_its_header_says(tmp_path, affi
         "assd_px_lesion",
         "ece_near_foreground",
         "error_auroc_near_foreground",
+        "expected_dice",
         "seconds",
     ]
     assert row["hd95_px_lesion"] == 3 and row["dice_lesion"] == pytest.approx(0.7)
@@ -264,7 +265,8 @@ def test_the_page_of_volumes_is_as_it_was(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "radiological" not in page  # no pictures were drawn
     assert "share of correct voxels" in page and "pixel" not in page
-    terms = ["Dice", "HD95", "ASSD", "ECE near foreground", "Error AUROC near foreground", "Near foreground"]
+    terms = ["Dice", "HD95", "ASSD", "ECE near foreground", "Error AUROC near foreground"]
+    terms += ["Expected Dice", "Near foreground"]
     assert [part.split("</dt>")[0] for part in page.split("<dt>")[1:]] == terms
 
 
