@@ -31,7 +31,8 @@ def check_data(
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
-    Understands MSD and nnU-Net folders, a manifest.csv, images/ beside labels/ or masks/, and a folder of images alone.
+    Understands MSD and nnU-Net folders, a manifest.csv, images/ beside labels/ or masks/, folders a class (normal/ and
+    tumor/, in training/ and validation/ or directly, with seg/), and a folder of images alone.
 
     Args:
         dataset_dir: The folder.

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 
 from shared_components.data.cases import Case, CaseFolder, Finding
+from shared_components.data.class_folders import LabelledSlices
 from shared_components.data.files import NIFTI_SUFFIXES, label_stem
 from shared_components.data.split import sections
 from shared_components.errors import InputError
@@ -78,6 +79,22 @@ def write_checked_folder(
     if folder.label_names:
         content["labels"] = {"0": "background", **{str(value): name for name, value in folder.label_names.items()}}
     _write(target / "dataset.json", content)
+
+
+def write_class_folders(
+    found: LabelledSlices, cases: list[Case], target: Path, mended: Mapping[Path, Path] | None = None
+) -> None:
+    """Write folders a class of the slices given, as `write_checked_folder` does: links in the places that files had.
+
+    Args:
+        found: the folder that they are in.
+        cases: those to keep.
+        target: an empty folder.
+        mended: file of a case to the copy that takes its place; the copy lies in ``target``.
+    """
+    for case in cases:
+        for file in [*case.images, *found.masks.get(case.id, [case.label] if case.label else [])]:
+            _link((mended or {}).get(file, file), target / file.relative_to(found.folder.root))
 
 
 def _write(path: Path, content: object) -> None:
