@@ -33,7 +33,8 @@ LOOKED_FOR = (
     "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, such folders in one called Training and one "
     "called Test, a folder a channel beside one of labels, "
     "a folder a case with its label in it, "
-    "or image files directly or one folder down (NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF)"
+    "or image files directly or one folder down "
+    "(NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF, slices as NumPy arrays)"
 )
 _LABEL_FOLDERS = ("labels", "masks", "mask")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")

@@ -1,0 +1,73 @@
+"""Slices stored as NumPy arrays (``.npy``), read without running anything in the file, in the range of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from shared_components.data.files import UnusableImage
+
+_TOLERANCE = 1e-6
+_WHITE = 255
+
+
+def read_array(path: Path, is_label: bool = False) -> np.ndarray:
+    """Read a slice of a ``.npy`` file as (rows, columns, channels) with 1 channel or 3.
+
+    The array is (rows, columns), (rows, columns, 1 or 3) or (1, rows, columns). An image's floats go from 0 to 1, as
+    the published CDM prepares them, and come out as float32 from 0 to 255, where pictures of 8 bits have them; whole
+    numbers go to 255 or to 65535, as uint8 and uint16; bool is black and white. A label map keeps its values.
+
+    Raises:
+        UnusableImage: the file is no single array of real numbers, is truncated, has another shape, or an image's
+            values lie outside. Python objects in a file are never unpickled. NaN and infinities pass: what is done
+            about them is for the caller.
+    """
+    array = _pixels(path)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * (1 if is_label else _WHITE)
+    if is_label:
+        return array if array.dtype.kind == "f" else _whole(array, -(1 << 31), (1 << 31) - 1).astype(np.int32)
+    if array.dtype.kind == "f":
+        return _unit(array) * np.float32(_WHITE)
+    if array.dtype != np.uint16:
+        array = _whole(array, 0, 65535)
+    return array.astype(np.uint8 if array.dtype != np.uint16 and array.max() <= _WHITE else np.uint16)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OverflowError, SyntaxError) as error:
+        if "Python objects" in str(error):
+            text = "holds Python objects, which are never unpickled; save an array of numbers"
+            raise UnusableImage(text, "dtype") from error
+        with open(path, "rb") as file:
+            head = file.read(16)
+        raise UnusableImage(f"truncated/corrupt or no single NumPy array (starts {head!r}; {error})") from error
+    if array.dtype.kind not in "biuf":
+        raise UnusableImage(f"array of type {array.dtype}, expected real numbers", "dtype")
+    if array.size == 0:
+        raise UnusableImage(f"shape {array.shape}: holds no pixels", "zero_size")
+    if array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] not in (1, 3):
+        array = array[0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
+        text = f"array of shape {array.shape}, expected one slice, (rows, columns) or (rows, columns, 1 or 3)"
+        raise UnusableImage(f"{text}; save each slice in a file of its own", "rank")
+    return np.array(array if array.ndim == 3 else array[..., None])
+
+
+def _whole(array: np.ndarray, low: int, high: int) -> np.ndarray:
+    if array.min() < low or array.max() > high:
+        text = f"whole numbers {array.min()} to {array.max()}, expected {low} to {high}"
+        raise UnusableImage(f"{text}; scale the volume to 0..1 and save floats", "range")
+    return array
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    finite = array[np.isfinite(array)]
+    if finite.size and (finite.min() < -_TOLERANCE or finite.max() > 1 + _TOLERANCE):
+        text = f"floats {finite.min():g} to {finite.max():g}, expected 0 to 1"
+        raise UnusableImage(f"{text}; scale the volume, all its slices alike, and save it again", "range")
+    return np.where(np.isfinite(array), array.clip(0, 1), array).astype(np.float32)
