@@ -51,6 +51,7 @@ def test_a_training_leaves_weights_tables_and_pages(trained):
         assert all(0 <= auroc <= 1 or np.isnan(auroc) for auroc in looks)  # of the one class of few phantoms
     summary = {row["metric"]: row["meaning"] for row in table(trained / "weak_summary.csv")}
     assert {"gate_accuracy", "false_positive_share", "dice", "hd95_pooled_px", "dice_3d"} <= set(summary)
+    assert {"draw_agreement", "draw_dice", "draw_dice_sd", "draw_dice_slice_sd"} <= set(summary)
     assert (trained / "report.html").is_file() and list((trained / "overlays").glob("*.png"))
     assert {name.split(".")[0] for name in load(trained / "model.pt")} == {
         "schedule", "conventions", "denoiser", "classifier", "gate",
