@@ -100,7 +100,8 @@ def prepare_slices(
     """Write the axial slices of labelled volumes as pictures with image-level labels in a manifest.csv.
 
     Args:
-        dataset_dir: Folder of volumes with label maps, or of a manifest.csv with a label a volume.
+        dataset_dir: Folder of volumes with label maps (CHAOS and BTCV as they are shipped, too), or of a manifest.csv
+            with a label a volume.
         output_dir: Folder to make.
         values: Label values that are the object, such as 1,2,4; merged.
         channel: Index of the image channel.

@@ -1,4 +1,4 @@
-"""Slices stored as NumPy arrays (``.npy``), read without running anything in the file, in the range of pictures."""
+"""Slices and stacks of them as NumPy arrays (``.npy``), read without running anything in the file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_components.data.files import UnusableImage
+from shared_components.data.files import ARRAY_SUFFIXES, UnusableImage
 
 _TOLERANCE = 1e-6
 _WHITE = 255
@@ -17,7 +17,7 @@ def read_array(path: Path, is_label: bool = False) -> np.ndarray:
 
     The array is (rows, columns), (rows, columns, 1 or 3) or (1, rows, columns). An image's floats go from 0 to 1, as
     the published CDM prepares them, and come out as float32 from 0 to 255, where pictures of 8 bits have them; whole
-    numbers go to 255 or to 65535, as uint8 and uint16; bool is black and white. A label map keeps its values.
+    numbers go to 255, those of uint16 to 65535; bool is black and white. A label map keeps its values.
 
     Raises:
         UnusableImage: the file is no single array of real numbers, is truncated, has another shape, or an image's
@@ -31,12 +31,43 @@ def read_array(path: Path, is_label: bool = False) -> np.ndarray:
         return array if array.dtype.kind == "f" else _whole(array, -(1 << 31), (1 << 31) - 1).astype(np.int32)
     if array.dtype.kind == "f":
         return _unit(array) * np.float32(_WHITE)
-    if array.dtype != np.uint16:
-        array = _whole(array, 0, 65535)
-    return array.astype(np.uint8 if array.dtype != np.uint16 and array.max() <= _WHITE else np.uint16)
+    return array if array.dtype == np.uint16 else _whole(array, 0, _WHITE).astype(np.uint8)
+
+
+def is_stack(path: Path) -> bool:
+    """Tell whether a file holds the slices of a volume with their labels, (slices, 2, rows, columns), by its header."""
+    if not path.name.lower().endswith(ARRAY_SUFFIXES):
+        return False
+    try:
+        array = _opened(path)
+    except (UnusableImage, OSError):
+        return False  # unreadable: `read_array` says why
+    return array.ndim == 4 and array.shape[1] == 2
+
+
+def read_stack(path: Path, is_label: bool = False) -> np.ndarray:
+    """Read a volume (x, y, z) of a file of the published CDM's preparation: (slices, 2, rows, columns).
+
+    The first channel is the image, of any values, the second the label map. Where the slices lie in space, such a file
+    does not say.
+
+    Raises:
+        UnusableImage: as `read_array`, but for the values.
+    """
+    return np.array(_opened(path)[:, int(is_label)].T)
 
 
 def _pixels(path: Path) -> np.ndarray:
+    array = _opened(path)
+    if array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] not in (1, 3):
+        array = array[0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
+        text = f"array of shape {array.shape}, expected one slice, (rows, columns) or (rows, columns, 1 or 3)"
+        raise UnusableImage(f"{text}; save each slice in a file of its own", "rank")
+    return np.array(array if array.ndim == 3 else array[..., None])
+
+
+def _opened(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OverflowError, SyntaxError) as error:
@@ -50,12 +81,7 @@ def _pixels(path: Path) -> np.ndarray:
         raise UnusableImage(f"array of type {array.dtype}, expected real numbers", "dtype")
     if array.size == 0:
         raise UnusableImage(f"shape {array.shape}: holds no pixels", "zero_size")
-    if array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] not in (1, 3):
-        array = array[0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
-        text = f"array of shape {array.shape}, expected one slice, (rows, columns) or (rows, columns, 1 or 3)"
-        raise UnusableImage(f"{text}; save each slice in a file of its own", "rank")
-    return np.array(array if array.ndim == 3 else array[..., None])
+    return array
 
 
 def _whole(array: np.ndarray, low: int, high: int) -> np.ndarray:

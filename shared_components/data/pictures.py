@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from shared_components.data.arrays import read_array
+from shared_components.data.arrays import is_stack, read_array
 from shared_components.data.files import ARRAY_SUFFIXES, ITK_LOCK, PICTURE_SUFFIXES, TIFF_SUFFIXES, UnusableImage
 
 _EXIF_ORIENTATION = 0x0112
@@ -37,8 +37,12 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is read as a 2-D picture: by its suffix, unless it is a TIFF of several pages, a volume."""
+    """Tell whether a file is read as a 2-D picture: by its suffix, unless it is a volume, a TIFF of several pages or a
+    stack of slices as NumPy array.
+    """
     name = path.name.lower()
+    if name.endswith(ARRAY_SUFFIXES):
+        return not is_stack(path)
     if not name.endswith(TIFF_SUFFIXES):
         return name.endswith(PICTURE_SUFFIXES)
     try:

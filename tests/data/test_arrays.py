@@ -12,11 +12,13 @@ from monai.transforms import Compose
 from PIL import Image
 
 from shared_components.data.arrays import read_array
+from shared_components.data.cases import find_cases
 from shared_components.data.check_data import check_data
 from shared_components.data.datalists import inference_cases
 from shared_components.data.files import UnusableImage, image_files
 from shared_components.data.image_labels import slice_list
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
+from shared_components.data.slice_folder import prepare_slices
 from shared_components.data.slice_transforms import ForegroundScaled, ObjectMaskd
 from shared_components.errors import InputError, find_input_error
 
@@ -93,14 +95,15 @@ def test_nothing_in_a_file_is_run(tmp_path):
 @pytest.mark.parametrize(
     ("array", "is_label", "message"),
     [
-        (np.zeros((30, 2, 6, 9), np.float32), False, r"shape \(30, 2, 6, 9\), expected one slice"),
+        (np.zeros((30, 3, 6, 9), np.float32), False, r"shape \(30, 3, 6, 9\), expected one slice"),
         (np.zeros((6, 9, 4), np.float32), False, r"shape \(6, 9, 4\), expected one slice"),
         (np.zeros(5), False, r"shape \(5,\), expected one slice"),
         (np.full((6, 9), 1 + 2j), False, "array of type complex128, expected real numbers"),
         (np.full((6, 9), "a"), False, "array of type <U1, expected real numbers"),
         (np.full((6, 9), 812.5), False, "floats 812.5 to 812.5, expected 0 to 1; scale the volume"),
         (np.full((6, 9), -0.2), False, "floats -0.2 to -0.2, expected 0 to 1"),
-        (np.full((6, 9), -3), False, "whole numbers -3 to -3, expected 0 to 65535"),
+        (np.full((6, 9), -3), False, "whole numbers -3 to -3, expected 0 to 255"),
+        (np.full((6, 9), 4000), False, "whole numbers 4000 to 4000, expected 0 to 255; scale the volume"),
         (np.full((6, 9), 1 << 40), True, "whole numbers 1099511627776 to .*, expected -2147483648 to"),
         (np.zeros((0, 9)), False, r"shape \(0, 9\): holds no pixels"),
     ],
@@ -162,3 +165,45 @@ def test_arrays_beside_images_are_no_images(tmp_path):
     assert [file.name for file in image_files(tmp_path)] == ["a.npy"]
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     assert [file.name for file in image_files(tmp_path)] == ["a.png"]
+
+
+def stack(root: Path, count: int) -> Path:
+    """Patients as the published preparation has them: (slices, 2, rows, columns), kidneys in the second half."""
+    for number in range(count):
+        volume = np.random.default_rng(number).random((4, 2, 6, 9))
+        volume[:, 1] = 0
+        volume[2:, 1, 1, :3] = (1, 2, 3)
+        save(root / f"p{number}.npy", volume)
+    return root
+
+
+@pytest.mark.parametrize("part", ["", "preprocessed"])
+def test_the_published_preparation_is_volumes_to_make_slices_of(tmp_path, part, capsys):
+    root = tmp_path / "abdomen"
+    stack(root / part, 5)
+    (root / "splits.pkl").write_bytes(pickle.dumps(Payload(tmp_path / "run")))
+    folder = find_cases(root)
+    assert folder.layout == "stacks" and [case.id for case in folder.cases] == [f"p{n}" for n in range(5)]
+    assert [finding for finding in check_data(root, num_workers=1) if finding.level == "error"] == []
+    item = folder.cases[1].datalist_item()
+    loaded = Compose([LoadImageChannelsd("image", 1), LoadLabelMapd("label", labels=[1, 2, 3])])(item)
+    stored = np.load(root / part / "p1.npy")
+    assert loaded["image"].shape == loaded["label"].shape == (1, 9, 6, 4)
+    assert np.allclose(loaded["image"][0].numpy(), stored[:, 0].T)
+    assert np.array_equal(loaded["label"][0].numpy(), stored[:, 1].T)
+    slices = prepare_slices(root, tmp_path / "slices", [2, 3], min_share=0.0)
+    items = [item for name in ("train", "validation", "test") for item in slice_list(slices, name, [2, 3])]
+    assert {(item["patient"], item["class"]) for item in items} == {
+        (f"p{n}", kind) for n in range(5) for kind in (0, 1)
+    }
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_stack_is_told(tmp_path, capsys):
+    root = stack(tmp_path, 5)
+    volume = np.load(root / "p2.npy")
+    volume[1, 0, 2, 3], volume[0, 1, 0, 0] = np.nan, 1.5
+    save(root / "p2.npy", volume)
+    findings = check_data(root, num_workers=1)
+    assert [finding.kind for finding in findings if finding.level == "error"] == ["nonfinite", "label_fraction"]
+    assert "p2.npy: 1 NaN voxels, the first at voxel (3, 2, 1)" in capsys.readouterr().out
