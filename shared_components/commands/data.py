@@ -31,7 +31,8 @@ def check_data(
 ):
     """List every problem of every case of a data folder; exit code 1 if there is an error.
 
-    Understands MSD and nnU-Net folders, a manifest.csv, images/ beside labels/ or masks/, and a folder of images alone.
+    Understands MSD and nnU-Net folders, a manifest.csv, images/ beside labels/ or masks/, folders a class (normal/ and
+    tumor/, in training/ and validation/ or directly, with seg/), and a folder of images alone.
 
     Args:
         dataset_dir: The folder.
@@ -99,7 +100,8 @@ def prepare_slices(
     """Write the axial slices of labelled volumes as pictures with image-level labels in a manifest.csv.
 
     Args:
-        dataset_dir: Folder of volumes with label maps, or of a manifest.csv with a label a volume.
+        dataset_dir: Folder of volumes with label maps (CHAOS and BTCV as they are shipped, too), or of a manifest.csv
+            with a label a volume.
         output_dir: Folder to make.
         values: Label values that are the object, such as 1,2,4; merged.
         channel: Index of the image channel.

@@ -56,7 +56,8 @@ class CaseFolder:
 
     Attributes:
         root: absolute path of the folder.
-        layout: "msd", "nnunet", "manifest", "paired", "parts", "channel folders", "case folders" or "images".
+        layout: "msd", "nnunet", "manifest", "chaos", "btcv", "stacks", "paired", "parts", "channel folders", "case
+            folders" or "images"; "published" for folders a class (`shared_components.data.class_folders`).
         channels: names of the image channels.
         label_names: name to value, without the background; empty if no ``dataset.json`` says.
         cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shared_components.data.abdomen import AbdomenCases, abdomen_cases
 from shared_components.data.aperio import looks_like_aperio
 from shared_components.data.case_folder import Case, CaseFolder, Finding
 from shared_components.data.columns import Columns, case_folders, channel_folders, masks_by_class
@@ -32,8 +33,9 @@ LOOKED_FOR = (
     "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
     "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, such folders in one called Training and one "
     "called Test, a folder a channel beside one of labels, "
-    "a folder a case with its label in it, "
-    "or image files directly or one folder down (NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF)"
+    "a folder a case with its label in it, CHAOS or BTCV as they are shipped, "
+    "or image files directly or one folder down "
+    "(NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF, slices as NumPy arrays)"
 )
 _LABEL_FOLDERS = ("labels", "masks", "mask")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
@@ -48,7 +50,8 @@ def find_cases(
 
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
-    row a case: `shared_components.data.manifest.read_manifest`), "paired" (``images/``, ``img/`` or
+    row a case: `shared_components.data.manifest.read_manifest`), "chaos", "btcv" and "stacks" (as those data sets are
+    shipped or prepared: `shared_components.data.abdomen.abdomen_cases`), "paired" (``images/``, ``img/`` or
     ``Tissue Images/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a label's name may end in
     _segmentation, _mask, _seg, _label or _gt; or the masks lie in a folder a class), "channel folders" and "case
     folders" (`shared_components.data.columns`), and "images" (image files alone, directly in the folder or one folder
@@ -108,6 +111,8 @@ class _Finder:
             layout, cases, unlabelled = self._labelled(self.root / "imagesTr", self.root / "labelsTr")
         elif (self.root / "manifest.csv").is_file():
             return self._from_manifest(read_manifest(self.root / "manifest.csv", self.channels, self.label_column))
+        elif self.label_column is None and (found := abdomen_cases(self.root)):
+            return self._shipped(found)
         elif columns := channel_folders(self.root, self.channels, self.label_column):
             return self._from_columns(columns)
         elif self.label_column is None and (folders := self._paired_folders()):
@@ -179,6 +184,13 @@ class _Finder:
         self.label_names = parts["train"].label_names
         self.problems += [problem for part in parts.values() for problem in part.problems]
         return self._folder("parts", cases, unlabelled)
+
+    def _shipped(self, found: AbdomenCases) -> CaseFolder:
+        self.label_names = found.label_names
+        labels = {case.id: case.label for case in found.cases if case.label}
+        if labels:
+            self._report_unpaired({c.id: dict(enumerate(c.images)) for c in found.cases if c.images}, labels)
+        return self._folder(found.layout, found.cases, [])
 
     def _with_masks(
         self, image_dir: Path, names: tuple[str, ...], masks: dict[str, tuple[Path | None, ...]]

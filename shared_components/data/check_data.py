@@ -12,8 +12,10 @@ from typing import Any
 
 from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.check import AFFINE_TOLERANCE_MM, Labels, check_folder, describe
-from shared_components.data.checked_folder import check_folder_target, write_checked_folder
+from shared_components.data.checked_folder import check_folder_target, write_checked_folder, write_class_folders
 from shared_components.data.checked_folder import fill_nonfinite as fill_nonfinite_of
+from shared_components.data.class_check import check_class_folders, class_counts, class_overview
+from shared_components.data.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.files import check_json_target, write_json
 from shared_components.data.split import group_patients, sections
 from shared_components.data.understood import overview_text
@@ -38,7 +40,8 @@ def check_data(
     """Check a data folder and write what was found to standard output; nothing in the folder is changed.
 
     Args:
-        dataset_dir: the folder; see `shared_components.data.cases.find_cases` for the layouts.
+        dataset_dir: the folder; see `shared_components.data.cases.find_cases` for the layouts. Before them comes
+            that of folders a class, image-level labels (`shared_components.data.class_folders.find_class_folders`).
         labels: label values that may occur beside 0, as a mapping from names or as values; by default those
             of ``dataset.json``, else every whole number from 0.
         channels: names or number of the image channels; by default those of ``dataset.json``, else as found. For a
@@ -70,12 +73,17 @@ def check_data(
     if fill_nonfinite and (skip_bad is None or as_list):
         raise InputError("--fill_nonfinite: needs --skip_bad FOLDER, where the filled copies go")
     target = check_json_target(skip_bad, "--skip_bad") if as_list else skip_bad and check_folder_target(skip_bad)
-    folder = find_cases(dataset_dir, channels or num_channels, label_column)
+    slices = find_class_folders(dataset_dir) if label_column is None else None
+    folder = slices.folder if slices else find_cases(dataset_dir, channels or num_channels, label_column)
     if patient_pattern is not None:
         group_patients(folder, patient_pattern)
-    sys.stdout.write(overview_text(folder))
+    sys.stdout.write(overview_text(folder, class_overview(slices) if slices else None))
     sys.stdout.flush()
-    findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)
+    if slices:
+        count = num_channels or _number(channels)
+        findings = check_class_folders(slices, labels, num_workers, affine_tolerance, count, spatial_dims, channel)
+    else:
+        findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)
     copies: dict[Path, Path] = {}
     if fill_nonfinite:
         findings = _filled(folder, findings, target, copies)
@@ -87,10 +95,12 @@ def check_data(
     counts = f"{levels['error']} errors, {levels['warning']} warnings"
     sys.stdout.write(f"{total} cases checked, {len(usable)} usable: {counts}\n")
     if report_file:
-        write_json(report_file, _report(folder, findings, len(usable)))
+        write_json(report_file, _report(folder, findings, len(usable), slices))
     if target:
         if as_list:
-            write_json(target, [case.datalist_item() for case in usable])
+            write_json(target, [_listed(case, slices) for case in usable])
+        elif slices:
+            write_class_folders(slices, usable, target, copies)
         else:
             write_checked_folder(folder, usable + _usable(folder.unlabelled, findings), target, copies)
         sys.stdout.write(f"{len(usable)} usable cases {'listed' if as_list else 'linked'} in {target}\n")
@@ -104,6 +114,24 @@ def _check_numbers(spatial_dims: int | None, affine_tolerance: float, num_worker
         raise InputError(f"--affine_tolerance {affine_tolerance}: expected a distance in mm, at least 0")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--num_workers {num_workers}: expected at least 1 thread")
+
+
+def _number(channels: Sequence[str] | int | None) -> int | None:
+    """Return how many channels there are, of their names or number."""
+    return (
+        channels
+        if channels is None or isinstance(channels, int)
+        else len([channels] if isinstance(channels, str) else channels)
+    )
+
+
+def _listed(case: Case, slices: LabelledSlices | None) -> dict[str, Any]:
+    """Return a case as an entry of a list, with its image-level label, 0 or 1, where it has one."""
+    item: dict[str, Any] = case.datalist_item()
+    if slices is None:
+        return item
+    masks = [str(mask) for mask in slices.masks.get(case.id, ())]
+    return {**item, **({"label": masks} if masks else {}), "class": slices.classes[case.id]}
 
 
 def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[Case]:
@@ -129,7 +157,9 @@ def _filled(folder: CaseFolder, findings: list[Finding], target: Path, copies: d
     return [finding for case in sorted(found) for finding in found[case]]
 
 
-def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dict[str, Any]:
+def _report(
+    folder: CaseFolder, findings: list[Finding], num_usable: int, slices: LabelledSlices | None
+) -> dict[str, Any]:
     levels = Counter(finding.level for finding in findings)
     return {
         "dataset_dir": str(folder.root),
@@ -141,6 +171,7 @@ def _report(folder: CaseFolder, findings: list[Finding], num_usable: int) -> dic
         "labels": folder.label_names,
         "label_column": folder.label_column,
         "split": sections(folder) if folder.labelled else None,
+        "classes": class_counts(slices) if slices else None,
         "num_errors": levels["error"],
         "num_warnings": levels["warning"],
         "findings": [asdict(finding) for finding in findings],

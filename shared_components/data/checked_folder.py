@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 
 from shared_components.data.cases import Case, CaseFolder, Finding
+from shared_components.data.class_folders import LabelledSlices
 from shared_components.data.files import NIFTI_SUFFIXES, label_stem
 from shared_components.data.split import sections
 from shared_components.errors import InputError
@@ -43,7 +44,7 @@ def write_checked_folder(
 
     It has the layout of MSD, or nnU-Net's where a case has a file a channel: ``imagesTr`` and ``labelsTr`` (or
     ``images`` alone without labels) of symbolic links, ``dataset.json``, and ``split.json``. Where there is a mask file
-    for each class, it is ``images`` beside ``masks`` with a folder a class.
+    for each class, it is ``images`` beside ``masks`` with a folder a class. CHAOS keeps its folders.
 
     Args:
         folder: where the cases are.
@@ -52,6 +53,9 @@ def write_checked_folder(
         mended: file of a case to the copy that takes its place; the copy lies in ``target``.
     """
     mended = mended or {}
+    if folder.layout == "chaos":
+        _link_chaos(folder, cases, target)
+        return
     labelled = {case.id for case in folder.cases}
     several = max((len(case.images) for case in cases), default=1) > 1
     by_class = any(case.masks for case in cases)
@@ -68,9 +72,7 @@ def write_checked_folder(
                 _link(mask, target / "masks" / name / f"{case.id}{_suffix(mask)}")
     if not folder.labelled:
         return
-    kept = {case.id for case in cases}
-    split = {section: [case for case in ids if case in kept] for section, ids in sections(folder).items()}
-    _write(target / "split.json", split)
+    _write_split(folder, cases, target)
     content: dict[str, object] = {"name": folder.root.name, "description": f"usable cases of {folder.root}"}
     if folder.channels_named:
         key = "channel_names" if several else "modality"
@@ -78,6 +80,37 @@ def write_checked_folder(
     if folder.label_names:
         content["labels"] = {"0": "background", **{str(value): name for name, value in folder.label_names.items()}}
     _write(target / "dataset.json", content)
+
+
+def _write_split(folder: CaseFolder, cases: list[Case], target: Path) -> None:
+    kept = {case.id for case in cases}
+    split = {section: [case for case in ids if case in kept] for section, ids in sections(folder).items()}
+    _write(target / "split.json", split)
+
+
+def _link_chaos(folder: CaseFolder, cases: list[Case], target: Path) -> None:
+    """Link series and ground truth, which stay beside each other, from the folder of the modality on."""
+    for case in cases:
+        for file in filter(None, (*case.images, case.label)):
+            modality = len(file.parts) - 1 - file.parts[::-1].index(case.id.partition("_")[0])
+            _link(file, target.joinpath(*file.parts[modality:]))
+    _write_split(folder, cases, target)
+
+
+def write_class_folders(
+    found: LabelledSlices, cases: list[Case], target: Path, mended: Mapping[Path, Path] | None = None
+) -> None:
+    """Write folders a class of the slices given, as `write_checked_folder` does: links in the places that files had.
+
+    Args:
+        found: the folder that they are in.
+        cases: those to keep.
+        target: an empty folder.
+        mended: file of a case to the copy that takes its place; the copy lies in ``target``.
+    """
+    for case in cases:
+        for file in [*case.images, *found.masks.get(case.id, [case.label] if case.label else [])]:
+            _link((mended or {}).get(file, file), target / file.relative_to(found.folder.root))
 
 
 def _write(path: Path, content: object) -> None:

@@ -23,26 +23,55 @@ def read_series(folder: Path) -> Any:
     import itk
 
     with ITK_LOCK:
+        files = _sorted_files(itk, folder)
+        _check_positions(itk, files)
         try:
-            names = itk.GDCMSeriesFileNames.New()
-            names.SetUseSeriesDetails(False)
-            names.SetDirectory(str(folder))
-            series = list(names.GetSeriesUIDs())
-            files = [list(names.GetFileNames(uid)) for uid in series]
-        except RuntimeError as error:
-            raise UnusableImage(f"DICOM files that cannot be read ({_last_line(error)})") from error
-        if not series:
-            raise UnusableImage("no readable DICOM file")
-        if len(series) > 1:
-            counts = ", ".join(str(len(part)) for part in files)
-            raise UnusableImage(
-                f"{len(series)} DICOM series in one folder ({counts} files); keep one series a folder", "mixed_series"
-            )
-        _check_positions(itk, files[0])
-        try:
-            return itk.imread(files[0] if len(files[0]) > 1 else files[0][0])
+            return itk.imread(files if len(files) > 1 else files[0])
         except RuntimeError as error:
             raise UnusableImage(f"DICOM series that cannot be read ({_last_line(error)})") from error
+
+
+def series_files(folder: Path) -> list[Path]:
+    """Return the files of the one DICOM series of a folder in the order of their positions, as `read_series` has them.
+
+    Raises:
+        UnusableImage: the folder holds several series or none.
+    """
+    import itk
+
+    with ITK_LOCK:
+        return [Path(file) for file in _sorted_files(itk, folder)]
+
+
+def itk_affine(image: Any) -> np.ndarray:
+    """Return the affine (4, 4) from voxel index to mm in RAS of an ITK image of 2 or 3 axes, which has LPS itself."""
+    import itk
+
+    spacing = np.array([float(step) for step in image.GetSpacing()][:3])
+    size = len(spacing)
+    affine = np.eye(4)
+    affine[:size, :size] = itk.array_from_matrix(image.GetDirection())[:size, :size] * spacing
+    affine[:size, 3] = [float(x) for x in image.GetOrigin()][:size]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _sorted_files(itk: Any, folder: Path) -> list[str]:
+    try:
+        names = itk.GDCMSeriesFileNames.New()
+        names.SetUseSeriesDetails(False)
+        names.SetDirectory(str(folder))
+        series = list(names.GetSeriesUIDs())
+        files = [list(names.GetFileNames(uid)) for uid in series]
+    except RuntimeError as error:
+        raise UnusableImage(f"DICOM files that cannot be read ({_last_line(error)})") from error
+    if not series:
+        raise UnusableImage("no readable DICOM file")
+    if len(series) > 1:
+        counts = ", ".join(str(len(part)) for part in files)
+        raise UnusableImage(
+            f"{len(series)} DICOM series in one folder ({counts} files); keep one series a folder", "mixed_series"
+        )
+    return files[0]
 
 
 def _check_positions(itk: Any, files: list[str]) -> None:

@@ -15,7 +15,8 @@ from shared_components.errors import InputError
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF_SUFFIXES = (".tif", ".tiff")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif") + TIFF_SUFFIXES
+ARRAY_SUFFIXES = (".npy",)  # slices, read as pictures
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif") + TIFF_SUFFIXES + ARRAY_SUFFIXES
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
@@ -56,11 +57,13 @@ def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
 def image_files(folder: Path) -> list[Path]:
     """Return the image files directly in ``folder``, sorted by name; none if there is no such folder.
 
-    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed.
+    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed. NumPy arrays
+    count where there is no other image: beside images they hold something else, such as features.
     """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+    files = sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+    return [path for path in files if not path.name.lower().endswith(ARRAY_SUFFIXES)] or files
 
 
 def images_by_stem(folder: Path) -> list[tuple[str, Path]]:

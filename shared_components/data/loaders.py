@@ -18,7 +18,9 @@ from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from shared_components.data.aperio import is_annotation, read_annotation
+from shared_components.data.arrays import is_stack, read_stack
 from shared_components.data.files import UnusableImage, image_stem
+from shared_components.data.ground import is_ground, read_ground
 from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
 from shared_components.data.scan import Labels, allowed_values, full_scale_label
 from shared_components.data.transforms import rounded_labels
@@ -74,6 +76,46 @@ class PictureReader(ImageReader):
         return pixels, meta
 
 
+class VolumeReader(ImageReader):
+    """Reads volumes that ITK does not know, for `monai.transforms.LoadImage`.
+
+    They are stacks of slices as NumPy arrays (`shared_components.data.arrays.read_stack`) and, as label maps, folders
+    of CHAOS's ground truth (`shared_components.data.ground.read_ground`).
+    """
+
+    def __init__(self, is_label: bool = False) -> None:
+        """Create the reader, for label maps if ``is_label``."""
+        super().__init__()
+        self.is_label = is_label
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
+        """Tell whether all of the paths are such volumes."""
+        paths = [Path(name) for name in ensure_tuple(filename)]
+        return all(is_stack(path) or (self.is_label and is_ground(path)) for path in paths)
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Read one volume and its affine.
+
+        Raises:
+            UnusableImage: as `read_stack` and `read_ground`.
+        """
+        (name,) = ensure_tuple(data)
+        path = Path(name)
+        return (read_stack(path, self.is_label), np.eye(4)) if is_stack(path) else read_ground(path)
+
+    def get_data(self, img: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the volume (x, y, z) and the metadata."""
+        volume, affine = img
+        meta = {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(volume.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
+        }
+        return volume, meta
+
+
 @dataclass(frozen=True)
 class _Annotation:
     """An Aperio annotation in place of a label map, and the picture that it belongs to, if that is known."""
@@ -104,6 +146,7 @@ class _FileLoader(LoadImage):
         super().__init__(image_only=True, ensure_channel_first=True)
         self.register(NibabelReader(squeeze_non_spatial_dims=True))
         self.register(PictureReader(is_label))
+        self.register(VolumeReader(is_label))
 
     def load(self, filename: str | os.PathLike, reader: ImageReader | None) -> MetaTensor:
         """Load one file as (C, *spatial) float32, with a 4x4 affine."""

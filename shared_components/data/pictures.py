@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from shared_components.data.files import ITK_LOCK, PICTURE_SUFFIXES, TIFF_SUFFIXES, UnusableImage
+from shared_components.data.arrays import is_stack, read_array
+from shared_components.data.files import ARRAY_SUFFIXES, ITK_LOCK, PICTURE_SUFFIXES, TIFF_SUFFIXES, UnusableImage
 
 _EXIF_ORIENTATION = 0x0112
 _DEEP_COLOUR = re.compile(r"\b(LA|RGB|RGBA|RGBX);16")
@@ -36,8 +37,12 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is read as a 2-D picture: by its suffix, unless it is a TIFF of several pages, a volume."""
+    """Tell whether a file is read as a 2-D picture: by its suffix, unless it is a volume, a TIFF of several pages or a
+    stack of slices as NumPy array.
+    """
     name = path.name.lower()
+    if name.endswith(ARRAY_SUFFIXES):
+        return not is_stack(path)
     if not name.endswith(TIFF_SUFFIXES):
         return name.endswith(PICTURE_SUFFIXES)
     try:
@@ -58,11 +63,13 @@ def read_picture(path: Path, is_label: bool = False) -> Picture:
     An image keeps its depth; an alpha channel is dropped, a palette resolved, an EXIF orientation applied (viewers and
     annotation tools do so too). A label map comes out with one channel: colours that agree are one value, a palette's
     index is the label unless its colours are black and white, and a JPEG, whose values are never exact, is cut at half
-    into 0 and 255.
+    into 0 and 255. A NumPy array is read by `shared_components.data.arrays.read_array`.
 
     Raises:
         UnusableImage: the file is no picture, damaged, animated, or a label map that cannot be understood.
     """
+    if path.name.lower().endswith(ARRAY_SUFFIXES):
+        return _array_picture(path, is_label)
     try:
         with Image.open(path) as image:
             image.verify()  # a PNG's checksums, which decoding does not look at
@@ -74,6 +81,13 @@ def read_picture(path: Path, is_label: bool = False) -> Picture:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None)
         raise UnusableImage(f"cannot be read ({reason})" if reason else f"truncated or corrupt ({error})") from error
+
+
+def _array_picture(path: Path, is_label: bool) -> Picture:
+    notes: list[tuple[str, str]] = []
+    pixels = read_array(path, is_label)
+    _note_unused_bits(pixels, is_label, notes)
+    return Picture(np.ascontiguousarray(pixels.swapaxes(0, 1)), "NPY", tuple(notes))
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -57,8 +57,9 @@ def prepare_slices(
     The folder appears when it is complete; one that holds the same slices already is used as it is.
 
     Args:
-        dataset_dir: volumes with label maps: MSD, nnU-Net, or two folders (`shared_components.data.cases.find_cases`);
-            or a ``manifest.csv`` with a label a volume (`shared_components.data.image_labels.find_labelled_slices`).
+        dataset_dir: volumes with label maps: MSD, nnU-Net, two folders, CHAOS, BTCV
+            (`shared_components.data.cases.find_cases`); or a ``manifest.csv`` with a label a volume
+            (`shared_components.data.image_labels.find_labelled_slices`).
         output_dir: folder to make.
         values: values of the label maps that are the object; several are merged.
         channel: index of the image channel to take.

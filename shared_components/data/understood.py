@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shared_components.data.cases import CaseFolder
 from shared_components.data.split import guess_patient_pattern, overlapping, sections
 
@@ -35,9 +37,9 @@ def overview(folder: CaseFolder) -> dict[str, str]:
     return told
 
 
-def overview_text(folder: CaseFolder) -> str:
-    """Return the table as lines of text."""
-    return "".join(f"{name:<10}{value}\n" for name, value in overview(folder).items())
+def overview_text(folder: CaseFolder, more: Mapping[str, str] | None = None) -> str:
+    """Return the table as lines of text, with ``more`` at its end."""
+    return "".join(f"{name:<10}{value}\n" for name, value in {**overview(folder), **(more or {})}.items())
 
 
 def split_source(folder: CaseFolder) -> str:
@@ -45,6 +47,6 @@ def split_source(folder: CaseFolder) -> str:
     if folder.split is None:
         source = "by sorted patient" if folder.groups else "by sorted id"
     else:
-        written = "the folders" if folder.layout == "parts" else "manifest.csv"
+        written = "the folders" if folder.layout in ("parts", "published") else "manifest.csv"
         source = "split.json" if (folder.root / "split.json").is_file() else written
     return source if folder.fold is None else f"{source}; validation: fold {folder.fold} of {folder.num_folds}"

@@ -15,8 +15,10 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from shared_components.data.aperio import is_annotation, read_annotation
-from shared_components.data.dicom import read_series
+from shared_components.data.arrays import is_stack, read_stack
+from shared_components.data.dicom import itk_affine, read_series
 from shared_components.data.files import ITK_LOCK, NIFTI_SUFFIXES, UnusableImage
+from shared_components.data.ground import is_ground, read_ground
 from shared_components.data.pictures import Notes, Picture, is_picture, read_picture
 
 BLOCK_VOXELS = 1 << 21
@@ -79,8 +81,9 @@ def open_volume(
 ) -> Iterator[Volume]:
     """Open an image for one pass over its voxels.
 
-    NIfTI is read as a stream; pictures by `read_picture`, a label's annotation by `read_annotation`, a folder as a
-    DICOM series by `read_series` and the other formats by ITK, one whole file at a time.
+    NIfTI is read as a stream; pictures by `read_picture`, a label's annotation by `read_annotation`, its folder of
+    pictures by `read_ground`, a stack of slices by `read_stack`, another folder as a DICOM series by `read_series` and
+    the other formats by ITK, one whole file at a time.
 
     Args:
         path: the file.
@@ -102,6 +105,10 @@ def open_volume(
             yield _picture_volume(read_annotation(path, image), spatial_dims)
         elif is_picture(path):
             yield _picture_volume(read_picture(path, is_label), spatial_dims)
+        elif is_label and is_ground(path):
+            yield _array_volume(*read_ground(path), spatial_dims)
+        elif is_stack(path):
+            yield _array_volume(read_stack(path, is_label), np.eye(4), spatial_dims)
         else:
             yield _itk_volume(path, spatial_dims)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -212,6 +219,12 @@ def _picture_volume(picture: Picture, spatial_dims: int) -> Volume:
     return Volume(Grid(shape, None), len(channels), lambda: _array_blocks(channels), picture.notes)
 
 
+def _array_volume(array: np.ndarray, affine: np.ndarray, spatial_dims: int) -> Volume:
+    shape, _ = _spatial_shape(array.shape, spatial_dims)
+    channels = array.T.reshape(1, -1)
+    return Volume(Grid(shape, affine), 1, lambda: _array_blocks(channels))
+
+
 def _itk_volume(path: Path, spatial_dims: int) -> Volume:
     """Open a file by ITK; its LPS coordinates are turned to RAS."""
     import itk
@@ -230,13 +243,8 @@ def _itk_volume(path: Path, spatial_dims: int) -> Volume:
     spatial = array.shape[-2::-1] if components > 1 else array.shape[::-1]
     further = (components,) if components > 1 and len(spatial) > 2 else ()
     grid_shape, num_channels = _spatial_shape(spatial + further, spatial_dims)
-    spacing = np.array([float(step) for step in image.GetSpacing()][:3])
-    size = len(spacing)
-    affine = np.eye(4)
-    affine[:size, :size] = itk.array_from_matrix(image.GetDirection())[:size, :size] * spacing
-    affine[:size, 3] = [float(x) for x in image.GetOrigin()][:size]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    _check_geometry(spacing, affine)
+    affine = itk_affine(image)
+    _check_geometry(np.array([float(step) for step in image.GetSpacing()][:3]), affine)
     channels = np.moveaxis(array, -1, 0) if components > 1 else array
     channels = channels.reshape(max(num_channels, components), -1)
     return Volume(Grid(grid_shape, affine), len(channels), lambda: _array_blocks(channels))

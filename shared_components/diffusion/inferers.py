@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from monai.networks.schedulers.scheduler import Scheduler
+from monai.transforms import MapTransform
 from monai.utils import unsqueeze_right
 from torch import Tensor, nn
 
@@ -38,6 +42,39 @@ class SamplingInferer(SimpleInferer):
         """
         network.set_sampling(self.num_samples, self.num_inference_steps)
         return super().__call__(inputs, network, *args, **kwargs)
+
+
+class DrawsInferer(SimpleInferer):
+    """Return what a `SaliencyNetwork` predicts, and behind it what each of its noise draws predicts alone.
+
+    One tensor, so that one transform brings all of it back to the image's grid; `SplitDrawsd` parts it after that.
+    """
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Return (B, 2 + M, *spatial): the channels of ``network(inputs)``, then the object's of the M draws."""
+        found = network.describe(inputs, draws=True)
+        both = torch.cat([torch.as_tensor(found[name]) for name in ("pred", "draws")], dim=1)
+        return MetaTensor(both).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else both
+
+
+class SplitDrawsd(MapTransform):
+    """Part what `DrawsInferer` returned of a case: (2 + M, *spatial) into the prediction and the M draws.
+
+    Args:
+        keys: entries to part; what is left of each are the first two channels.
+        draws_key: entry for the draws.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", draws_key: str = "draws") -> None:
+        super().__init__(keys)
+        self.draws_key = draws_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Part the entries of ``data``."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key], result[self.draws_key] = result[key][:2], result[key][2:]
+        return result
 
 
 class RecyclingInferer(SimpleInferer):

@@ -20,6 +20,8 @@ from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 from shared_components.errors import InputError
 
+QUARTERS = 4
+
 
 class ImageLabelPrepareBatch(PrepareBatch):
     """Turn images with a label each into what `ImageLabelTraining` is called with and what its loss compares.
@@ -159,7 +161,9 @@ class LabelGain(nn.Module):
 
     The noise prediction's mean squared error under each class, at given noise levels with noise of fixed addresses. Its
     relative difference between the classes is what CDM's maps are made of, so training can be followed and its best
-    epoch chosen by image-level labels alone.
+    epoch chosen by image-level labels alone. Beside it is what the classifiers say: the gate of the clean image, and
+    the classifier of noisy ones in every quarter of the timesteps. (The published code validates its classifier on
+    clean images alone; guidance asks it about noisy ones.)
 
     Args:
         denoiser: class-conditioned, predicts the noise.
@@ -168,6 +172,8 @@ class LabelGain(nn.Module):
         signal_levels: shares of signal at which the error is taken.
         num_classes: classes K.
         num_draws: noise draws at each level.
+        classifier: of noisy images, ``None`` for none.
+        num_looks: timesteps of every quarter at which it is asked, evenly spread, each with a noise of its own.
     """
 
     def __init__(
@@ -178,48 +184,78 @@ class LabelGain(nn.Module):
         signal_levels: Sequence[float] = (0.9, 0.656, 0.3),
         num_classes: int = 2,
         num_draws: int = 2,
+        classifier: nn.Module | None = None,
+        num_looks: int = 4,
     ) -> None:
         super().__init__()
-        self.denoiser, self.gate, self.num_classes = denoiser, gate, num_classes
+        self.denoiser, self.gate, self.classifier, self.num_classes = denoiser, gate, classifier, num_classes
         levels = scheduler.alphas_cumprod.detach().cpu().double()
         starts = [start_timestep(levels, level) for level in signal_levels]
         self.shown = [(start, float(levels[start])) for start in starts for _ in range(num_draws)]
+        count = QUARTERS * num_looks
+        self.looks = [(t, float(levels[t])) for t in (int((i + 0.5) * len(levels) / count) for i in range(count))]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return (B, K + 1): the mean squared error under each class, and the gate's probability of class 1.
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Return what the networks say of the images, each with the batch first.
 
         Args:
             image: (B, C, H, W), of any size.
+
+        Returns:
+            ``errors`` (B, K), the mean squared error under each class; ``positive`` (B,), the gate's probability of
+            class 1, 0.5 without a gate; with a classifier ``noisy_positive`` (B, 4, num_looks), its probability of
+            class 1 against class 0 in the quarters of the timesteps, the least noise first.
         """
         clean, _ = pad_to_multiple(_plain(image).float(), self.denoiser.downsampling)
-        count, position = len(clean), torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        said = {"errors": self._errors(clean), "positive": torch.full((len(clean),), 0.5, device=clean.device)}
+        if self.gate is not None:
+            said["positive"] = self.gate(clean).float().softmax(dim=1)[:, 1]
+        if self.classifier is not None:
+            said["noisy_positive"] = self._noisy_positive(clean)
+        return said
+
+    def _noisy_positive(self, clean: Tensor) -> Tensor:
+        answers = []
+        for look, (timestep, level) in enumerate(self.looks, len(self.shown)):
+            shown = torch.full((len(clean),), timestep, dtype=torch.int64, device=clean.device)
+            logits = self.classifier(self._noised(clean, look, level)[0], shown).float()
+            answers.append(torch.sigmoid(logits[:, 1] - logits[:, 0]))
+        return torch.stack(answers, dim=1).unflatten(1, (QUARTERS, -1))
+
+    @staticmethod
+    def _noised(clean: Tensor, draw: int, level: float) -> tuple[Tensor, Tensor]:
+        """Return the images with noise of a fixed address, the same for each of them, and the noise."""
+        address = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        noise = addressed_noise(0, draw, address, address, *clean.shape[1:])
+        return level**0.5 * clean + (1 - level) ** 0.5 * noise, noise
+
+    def _errors(self, clean: Tensor) -> Tensor:
+        count = len(clean)
         errors = torch.zeros(count, self.num_classes, device=clean.device)
         for draw, (timestep, level) in enumerate(self.shown):
-            noise = addressed_noise(0, draw, position, position, *clean.shape[1:])
-            noisy = level**0.5 * clean + (1 - level) ** 0.5 * noise
+            noisy, noise = self._noised(clean, draw, level)
+            shown = torch.full((count,), timestep, dtype=torch.int64, device=clean.device)
             for index in range(self.num_classes):
                 told = None
                 if self.denoiser.num_class_weights:
                     told = torch.zeros(count, self.denoiser.num_class_weights, device=clean.device)
                     told[:, index] = 1
-                output = self.denoiser(noisy, torch.full_like(position, timestep), class_weights=told)
+                output = self.denoiser(noisy, shown, class_weights=told)
                 error = (output[:, : clean.shape[1]].float() - noise) ** 2
                 errors[:, index] += error.flatten(1).mean(dim=1) / len(self.shown)
-        positive = torch.full((count, 1), 0.5, device=clean.device)
-        if self.gate is not None:
-            positive = self.gate(clean).float().softmax(dim=1)[:, 1:2]
-        return torch.cat([errors, positive], dim=1)
+        return errors
 
 
 def label_gain(cases: Sequence[Mapping[str, Any]]) -> float:
     """Return the mean relative gain of the right label over the mean of the wrong ones, in per cent.
 
     Args:
-        cases: of an evaluator with `LabelGain` and `ImageClassPrepareBatch`: ``pred`` (K + 1,) and ``label``.
+        cases: of an evaluator with `LabelGain` and `ImageClassPrepareBatch`: ``pred``, what it said of one,
+            and ``label``.
     """
     gains = []
     for case in cases:
-        errors, right = torch.as_tensor(case["pred"])[:-1].double(), int(case["label"])
+        errors, right = torch.as_tensor(case["pred"]["errors"]).double(), int(case["label"])
         wrong = (errors.sum() - errors[right]) / (len(errors) - 1)
         gains.append(float(100 * (wrong - errors[right]) / errors.mean()))
     return sum(gains) / len(gains)
@@ -227,10 +263,35 @@ def label_gain(cases: Sequence[Mapping[str, Any]]) -> float:
 
 def denoising_score(cases: Sequence[Mapping[str, Any]]) -> float:
     """Return minus the mean squared error of `LabelGain`'s cases: for a denoiser without classes, larger is better."""
-    return -float(torch.stack([torch.as_tensor(case["pred"])[:-1].double().mean() for case in cases]).mean())
+    return -float(torch.stack([torch.as_tensor(case["pred"]["errors"]).double().mean() for case in cases]).mean())
 
 
 def gate_accuracy(cases: Sequence[Mapping[str, Any]]) -> float:
     """Return the share of cases, with classes 0 and 1, that the gate of `LabelGain` tells right."""
-    right = [(float(case["pred"][-1]) >= 0.5) == (int(case["label"]) == 1) for case in cases]
+    right = [(float(case["pred"]["positive"]) >= 0.5) == (int(case["label"]) == 1) for case in cases]
     return sum(right) / len(right)
+
+
+class NoisyLooks:
+    """What `LabelGain`'s classifier says of slices in a quarter of the timesteps, for MONAI's ``ROCAUC``.
+
+    Every look counts by itself, as guidance asks the classifier once at a timestep. An area under the ROC curve of 0.5
+    says that at such noise the classifier knows nothing, so that its gradient is none of the label.
+
+    Args:
+        quarter: 1, the least noise, to 4, the most.
+
+    Raises:
+        InputError: another quarter.
+    """
+
+    def __init__(self, quarter: int) -> None:
+        if quarter not in range(1, QUARTERS + 1):
+            raise InputError(f"quarter must be a whole number in 1..{QUARTERS}, not {quarter!r}")
+        self.quarter = quarter
+
+    def __call__(self, cases: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return the probabilities of class 1 and the classes, both (cases * looks,), of an evaluator's cases."""
+        looks = torch.stack([torch.as_tensor(case["pred"]["noisy_positive"])[self.quarter - 1] for case in cases])
+        classes = torch.tensor([int(case["label"]) for case in cases], device=looks.device)
+        return looks.flatten(), classes.repeat_interleave(looks.shape[1])

@@ -82,11 +82,12 @@ class SaliencyNetwork(nn.Module):
         """
         return self.describe(image)["pred"]
 
-    def describe(self, image: Tensor) -> Dict[str, Tensor]:
+    def describe(self, image: Tensor, draws: bool = False) -> Dict[str, Tensor]:
         """Return ``pred`` as `forward` does, and with it what it was made of.
 
         Beside it are ``saliency`` (B, 1, *spatial), the mean map scaled to [0, 1] in each slice, whatever the gate says
-        of the slice, where a map was made; and ``positive`` (B,) or (B, D), the gate's probability.
+        of the slice, where a map was made; ``positive`` (B,) or (B, D), the gate's probability; and, if asked for,
+        ``draws`` (B, M, *spatial), the probabilities that each of the ``num_samples`` maps makes alone.
         """
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
         flat = plain.ndim == 4
@@ -94,14 +95,16 @@ class SaliencyNetwork(nn.Module):
         depth = 1 if flat else plain.shape[4]
         with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
             positive = self.positive_probability(slices)
-            probability, saliency = self._segment(slices, depth, positive)
-        pred = torch.cat([1 - probability, probability], dim=1)
+            probability, saliency, members = self._segment(slices, depth, positive, draws)
+        found = {"pred": torch.cat([1 - probability, probability], dim=1), "saliency": saliency}
+        if draws:
+            found["draws"] = members
         if not flat:
-            pred, saliency = slices_to_volume(pred, depth), slices_to_volume(saliency, depth)
+            found = {name: slices_to_volume(result, depth) for name, result in found.items()}
             positive = positive.reshape(-1, depth)
         if isinstance(image, MetaTensor):  # what was done to the image is to be undone to the results
-            pred, saliency = (MetaTensor(result).copy_meta_from(image) for result in (pred, saliency))
-        return {"pred": pred, "saliency": saliency, "positive": positive}
+            found = {name: MetaTensor(result).copy_meta_from(image) for name, result in found.items()}
+        return {**found, "positive": positive}
 
     def positive_probability(self, slices: Tensor) -> Tensor:
         """Return the gate's probability (N,) that slices (N, K, H, W) show the object; 1 without a gate."""
@@ -116,30 +119,37 @@ class SaliencyNetwork(nn.Module):
         """Return the gate's logits (N, K) of slices whose sizes are multiples of ``downsampling``."""
         return self.gate(slices)
 
-    def _segment(self, slices: Tensor, depth: int, positive: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the object's probability and the scaled mean map, both (N, 1, H, W)."""
+    def _segment(
+        self, slices: Tensor, depth: int, positive: Tensor, draws: bool
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Return the object's probability and the scaled mean map, both (N, 1, H, W), and the draws' (N, M, H, W)."""
         open_ = positive >= self.gate_threshold
         position = torch.arange(slices.shape[0], device=slices.device) % depth
         if torch.jit.is_tracing():  # which slices are positive must not be written into the graph
-            probability, saliency = self._masked(slices, position)
-            return probability * open_.reshape(-1, 1, 1, 1), saliency
+            probability, saliency, _ = self._masked(slices, position, draws)
+            return probability * open_.reshape(-1, 1, 1, 1), saliency, None
         probability, saliency = torch.zeros_like(slices[:, :1]), torch.zeros_like(slices[:, :1])
+        members = torch.zeros_like(slices[:, :1]).repeat(1, self.num_samples, 1, 1) if draws else None
         chosen = open_.nonzero()[:, 0]
         if len(chosen):
-            found = self._masked(slices[chosen], position[chosen])
-            probability[chosen], saliency[chosen] = found
-        return probability, saliency
+            probability[chosen], saliency[chosen], of_draws = self._masked(slices[chosen], position[chosen], draws)
+            if members is not None:
+                members[chosen] = of_draws.to(members.dtype)
+        return probability, saliency, members
 
-    def _masked(self, slices: Tensor, position: Tensor) -> Tuple[Tensor, Tensor]:
+    def _masked(self, slices: Tensor, position: Tensor, draws: bool) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         padded, (top, left) = pad_to_multiple(slices, self.downsampling)
         maps = self.member_maps(padded, position).float()
         maps = maps[..., top : top + slices.shape[2], left : left + slices.shape[3]]
         mean = maps.mean(dim=0)
         saliency = self.mask.scaled(mean, slices)[0]
-        if self.combine == "mean":
-            return self.mask(mean, slices), saliency
-        members = torch.stack([self.mask(member, slices) for member in maps])
-        return combine_members(torch.cat([1 - members, members], dim=2), self.combine)[:, 1:], saliency
+        averaged = self.combine == "mean"
+        members = None if averaged and not draws else torch.stack([self.mask(member, slices) for member in maps])
+        alone = members[:, :, 0].transpose(0, 1) if draws else None
+        if averaged:
+            return self.mask(mean, slices), saliency, alone
+        both = torch.cat([1 - members, members], dim=2)
+        return combine_members(both, self.combine)[:, 1:], saliency, alone
 
 
 def check_count(name: str, value: int) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from shared_components.reporting.files import case_file, case_name, claim_outputs, write_atomically
 from shared_components.reporting.metrics import write_table
-from shared_components.reporting.weak_metrics import MEANINGS, score_slice, summarise_slices
+from shared_components.reporting.weak_metrics import LISTS, MEANINGS, score_slice, summarise_slices
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def compare_methods(
     for name, network in methods.items():
         rows = score_method(network, tqdm(dataloader, desc=name), postprocessing, device)
         table.append({"method": name, **summarise_slices(rows)})
-        kept = [{key: value for key, value in row.items() if key != "dice_at"} for row in rows]
+        kept = [{key: value for key, value in row.items() if key not in LISTS} for row in rows]
         per_slice += [{"method": name, **row} for row in kept]
         told = {key: value for key, value in table[-1].items() if key != "method"}
         logger.info("%s: %s", name, ", ".join(f"{key} {value:.3g}" for key, value in told.items()))

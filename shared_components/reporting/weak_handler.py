@@ -16,7 +16,7 @@ from torch import nn
 from shared_components.reporting.files import case_file, case_name, claim_outputs
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.tables import Table
-from shared_components.reporting.weak_metrics import MEANINGS, score_slice, summarise_slices
+from shared_components.reporting.weak_metrics import LISTS, MEANINGS, score_slice, summarise_slices
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,9 @@ PER_SLICE, SUMMARY = "weak_per_slice.csv", "weak_summary.csv"
 class WeakMetrics:
     """Write what `summarise_slices` tells of an evaluation: ``weak_per_slice.csv`` and ``weak_summary.csv``.
 
-    The batches must have ``class`` (0 or 1) and ``patient``; ``label``, the mask, may be missing. ``engine.state``
-    receives ``weak_summary``.
+    The batches must have ``class`` (0 or 1) and ``patient``; ``label``, the mask, may be missing. Where the output has
+    ``draws`` (`DrawsInferer`), the tables tell how far the noise draws agree. ``engine.state`` receives
+    ``weak_summary``.
 
     Args:
         output_dir: where the tables go; made when the run starts.
@@ -76,7 +77,7 @@ class WeakMetrics:
                 "positive": positive,
                 "open": positive >= self.network.gate_threshold,
                 "seconds": seconds,
-                **score_slice(case["pred"], mask),
+                **score_slice(case["pred"], mask, draws=case.get("draws")),
             }
             self._rows.append(row)
 
@@ -99,11 +100,15 @@ class WeakMetrics:
                 Table("Gate and masks", table),
                 Table("Slices and their gate", [_shown(row) for row in rows], "Click a heading to sort."),
             ]
-            write_table(self.output_dir / PER_SLICE, rows)
+            write_table(
+                self.output_dir / PER_SLICE,
+                [{name: value for name, value in row.items() if name not in LISTS} for row in rows],
+            )
             write_table(self.output_dir / SUMMARY, table)
             logger.info("%d slices, tables in %s", len(rows), self.output_dir)
 
 
 def _shown(row: dict) -> dict:
     """The columns of a slice that the page shows."""
-    return {name: row[name] for name in ("case", "patient", "class", "positive", "open", "marked", "seconds")}
+    names = ("case", "patient", "class", "positive", "open", "marked", "draw_agreement", "draw_dice_sd", "seconds")
+    return {name: row[name] for name in names if name in row}

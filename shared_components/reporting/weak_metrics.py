@@ -16,6 +16,9 @@ from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
+from shared_components.reporting import draw_spread
+from shared_components.reporting.draw_spread import score_draws, summarise_draws
+
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 # what the columns of the summary mean, in its order
 MEANINGS = {
@@ -35,29 +38,38 @@ MEANINGS = {
     "dice_best_threshold": "mean Dice of positive slices at the fixed threshold of the scaled map that is best for "
     "these very slices: what another threshold could give at most, not a result",
     "best_threshold": "that threshold",
+    **draw_spread.MEANINGS,
     "seconds": "mean time of a slice",
 }
 
 
-def score_slice(prediction: Tensor, mask: Tensor | None, saliency: Tensor | None = None) -> dict[str, Any]:
+LISTS = ("dice_at", "draw_dices")  # what a slice has several numbers of, left out of tables
+
+
+def score_slice(
+    prediction: Tensor, mask: Tensor | None, saliency: Tensor | None = None, draws: Tensor | None = None
+) -> dict[str, Any]:
     """Score one slice, on the grid of its mask.
 
     Args:
         prediction: (2, H, W) probabilities of background and object, or a (1, H, W) mask.
         mask: (1, H, W), above 0 in the object; ``None`` where there is no mask.
         saliency: (1, H, W) in [0, 1], for the best fixed threshold.
+        draws: (M, H, W) probabilities of the noise draws alone, for how far they agree.
 
     Returns:
         ``marked`` and ``pixels``; with a mask ``object`` and ``common`` (pixels), for one that is not empty ``dice``,
         ``iou``, ``hd95_directed_px``, ``hd95_pooled_px`` (NaN where nothing is marked) and ``dice_at`` of every one of
-        `THRESHOLDS`.
+        `THRESHOLDS`. With draws what `score_draws` says.
     """
     found = _array(prediction)
     found = found.argmax(0) > 0 if len(found) > 1 else found[0] > 0.5
     scores: dict[str, Any] = {"marked": int(found.sum()), "pixels": found.size}
-    if mask is None:
+    truth = None if mask is None else _array(mask)[0] > 0
+    if draws is not None:
+        scores.update(score_draws(_array(draws) > 0.5, truth if truth is not None and truth.any() else None))
+    if truth is None:
         return scores
-    truth = _array(mask)[0] > 0
     scores.update({"object": int(truth.sum()), "common": int((found & truth).sum())})
     if truth.any():
         scores["dice"] = _dice(found, truth)
@@ -115,6 +127,7 @@ def summarise_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         means = np.mean(swept, axis=0)
         summary["dice_best_threshold"] = float(means.max())
         summary["best_threshold"] = THRESHOLDS[int(means.argmax())]
+    summary.update(summarise_draws(rows))
     summary["seconds"] = _mean([row["seconds"] for row in rows])
     return summary
 

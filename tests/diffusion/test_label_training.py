@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
+from monai.handlers import ROCAUC
 from torch import nn
 
 from shared_components.diffusion.hybrid_loss import DenoisingLoss, HybridLoss
@@ -14,6 +17,7 @@ from shared_components.diffusion.label_training import (
     ImageLabelPrepareBatch,
     ImageLabelTraining,
     LabelGain,
+    NoisyLooks,
     gate_accuracy,
     label_gain,
 )
@@ -109,15 +113,56 @@ def test_the_gain_of_the_right_label_needs_no_masks():
     network = LabelGain(denoiser, scheduler(1000), Classifier())
     images = denoiser.sign.view(2, 1, 1, 1).expand(2, 1, 8, 8)
     found = network(images)
-    assert found.shape == (2, 3) and torch.equal(found, network(images))
-    right, wrong = found[[0, 1], [1, 0]], found[[0, 1], [0, 1]]
+    assert set(found) == {"errors", "positive"} and found["positive"].shape == (2,)
+    assert torch.equal(found["errors"], network(images)["errors"])
+    right, wrong = found["errors"][[0, 1], [1, 0]], found["errors"][[0, 1], [0, 1]]
     assert right.max() < 1e-6 and wrong.tolist() == pytest.approx([0.25, 0.25], rel=0.2)
-    cases = [{"pred": row, "label": label} for row, label in zip(found, (1, 0))]
+    cases = [{"pred": {"errors": row}, "label": label} for row, label in zip(found["errors"], (1, 0))]
     assert label_gain(cases) == pytest.approx(200, rel=1e-3)
     assert label_gain([{**case, "label": 1 - case["label"]} for case in cases]) == pytest.approx(-200, rel=1e-3)
-    told = [
-        {"pred": torch.tensor([0.0, 0.0, p]), "label": label} for p, label in ((0.9, 1), (0.2, 1), (0.3, 0), (0.6, 0))
-    ]
+    told = [{"pred": {"positive": p}, "label": label} for p, label in ((0.9, 1), (0.2, 1), (0.3, 0), (0.6, 0))]
     assert gate_accuracy(told) == 0.5
     image, classes = ImageClassPrepareBatch()(batch(), "cpu")
     assert torch.equal(image, batch()["image"]) and torch.equal(classes, batch()["class"])
+
+
+class KnowsUntil(nn.Module):
+    """Tells the sign of an image up to a timestep, and the same of every image from there on."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last, self.timesteps = last, []
+
+    def forward(self, noisy, timesteps):
+        self.timesteps.append(int(timesteps[0]))
+        logit = noisy.mean(dim=(1, 2, 3)) * (timesteps <= self.last)
+        return torch.stack([-logit, logit], 1)
+
+
+def test_the_classifier_is_validated_in_every_quarter_of_the_timesteps():
+    """With MONAI's evaluator and metrics, as the bundles' configurations have it."""
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    items = [{"image": sign * torch.ones(1, 8, 8), "class": int(sign > 0)} for sign in signs]
+    classifier = KnowsUntil(499)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(items, batch_size=2),
+        network=LabelGain(StubDenoiser(torch.zeros(2, 1, 8, 8)), scheduler(1000), classifier=classifier),
+        prepare_batch=ImageClassPrepareBatch(),
+        key_val_metric={f"q{quarter}": ROCAUC(output_transform=NoisyLooks(quarter)) for quarter in (1, 2, 3, 4)},
+    )
+    evaluator.run()
+    assert [evaluator.state.metrics[f"q{quarter}"] for quarter in (1, 2, 3, 4)] == pytest.approx([1, 1, 0.5, 0.5])
+    assert classifier.timesteps[:16] == [int((look + 0.5) * 1000 / 16) for look in range(16)]
+    with pytest.raises(InputError, match=r"quarter must be a whole number in 1\.\.4, not 0"):
+        NoisyLooks(0)
+
+
+def test_a_classifier_of_more_classes_is_asked_about_two():
+    class Five(KnowsUntil):
+        def forward(self, noisy, timesteps):
+            return torch.cat([super().forward(noisy, timesteps), torch.full((len(noisy), 3), 9.0)], 1)
+
+    network = LabelGain(StubDenoiser(torch.zeros(2, 1, 8, 8)), scheduler(1000), classifier=Five(999), num_looks=1)
+    found = network(torch.ones(2, 1, 8, 8))["noisy_positive"]
+    assert found.shape == (2, 4, 1) and (found[:, 0] > 0.7).all()

@@ -10,13 +10,16 @@ import pytest
 import scipy.ndimage
 import torch
 from ignite.engine import Engine
-from monai.data import DataLoader, Dataset
-from monai.transforms import KeepLargestConnectedComponent
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, Invertd, KeepLargestConnectedComponent, Resized
 from torch import nn
 
+from shared_components.diffusion.inferers import DrawsInferer, SplitDrawsd
 from shared_components.diffusion.saliency_network import SaliencyNetwork
 from shared_components.errors import InputError
 from shared_components.reporting.compare_methods import compare_methods
+from shared_components.reporting.draw_spread import summarise_draws
 from shared_components.reporting.weak_handler import WeakMetrics
 from shared_components.reporting.weak_metrics import (
     MEANINGS,
@@ -68,7 +71,8 @@ def test_the_largest_component():
 
 def row(kind: int, positive: float, patient: str, found: np.ndarray, truth: np.ndarray | None) -> dict:
     label = None if truth is None else tensor(truth)
-    scores = score_slice(tensor(found), label, tensor(found.astype(float)))
+    draws = torch.cat([tensor(found), tensor(np.roll(found, 1, 0))])
+    scores = score_slice(tensor(found), label, tensor(found.astype(float)), draws)
     return {"class": kind, "positive": positive, "open": positive >= 0.5, "patient": patient, "seconds": 1.0, **scores}
 
 
@@ -89,6 +93,28 @@ def test_the_summary_keeps_gate_negatives_and_positives_apart():
     assert patient_dice(rows) == {"a": pytest.approx(2 * 20 / 64), "b": 0}
     assert found["dice_3d"] == pytest.approx(0.3125) and found["dice_best_threshold"] == pytest.approx(1.25 / 3)
     assert set(found) == set(MEANINGS)
+
+
+def test_the_spread_over_draws():
+    """Two squares have Dice 0.25 with each other: pairs of 1, 0.25 and 0.25, three draws of 1, 1 and 0.25."""
+    draws = torch.cat([tensor(square(1, 4)), tensor(square(1, 4)), tensor(square(3, 6))])
+    scores = score_slice(tensor(square(1, 4)), tensor(square(1, 4)), draws=draws)
+    assert scores["draw_agreement"] == pytest.approx(0.5) and scores["draw_dices"] == pytest.approx([1, 1, 0.25])
+    assert scores["draw_dice"] == pytest.approx(0.75) and scores["draw_dice_sd"] == pytest.approx(0.4330127)
+    unsure = score_slice(tensor(square(1, 4)), None, draws=draws)
+    assert unsure["draw_agreement"] == pytest.approx(0.5) and "draw_dice" not in unsure
+    assert "draw_agreement" not in score_slice(tensor(square(1, 4)), tensor(square(1, 4)), draws=draws[:1])
+    rows = [{"open": True, **scores}, {"open": True, **scores, "draw_dices": [0.25, 1, 1]}]
+    closed = score_slice(tensor(square(1, 4)) * 0, tensor(square(1, 4)), draws=draws * 0)
+    assert math.isnan(closed["draw_agreement"]) and closed["draw_dices"] == [0, 0, 0]
+    found = summarise_draws([*rows, {"open": False, **closed}, {"open": False, "marked": 0}])
+    assert found["draw_agreement"] == pytest.approx(0.5) and found["draw_dice"] == pytest.approx(0.5)
+    assert found["draw_dice_sd"] == pytest.approx(np.std([1.25 / 3, 2 / 3, 1.25 / 3], ddof=1))
+    assert found["draw_dice_slice_sd"] == pytest.approx(0.4330127)
+    assert summarise_draws([{"open": True, "marked": 3}]) == {}
+    nothing = summarise_draws([{"open": False, **closed}])
+    assert math.isnan(nothing["draw_agreement"]) and nothing["draw_dice"] == 0
+    assert math.isnan(nothing["draw_dice_slice_sd"])
 
 
 def test_without_masks_the_gate_is_scored_alone():
@@ -171,3 +197,55 @@ def test_a_slice_of_no_named_patient_is_one_of_its_own(tmp_path):
     with open(tmp_path / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["patient"] == row["case"]
+
+
+class Draws(Bright):
+    """Draws that move the image to the right, one pixel a draw."""
+
+    def __init__(self, num_samples: int = 3, combine: str = "mean") -> None:
+        super().__init__()
+        self.num_samples, self.combine = num_samples, combine
+
+    def member_maps(self, slices, position):
+        return torch.stack([slices[:, :1].roll(draw, 3) for draw in range(self.num_samples)])
+
+
+def test_draws_are_what_each_would_mark_alone():
+    image = torch.stack([tensor(square(2, 5)) - 0.01, -tensor(square(2, 5))])
+    for combine in ("mean", "majority"):
+        network = Draws(combine=combine).eval()
+        found, plain = network.describe(image, draws=True), network.describe(image)
+        assert torch.equal(found["pred"], plain["pred"]) and "draws" not in plain
+        assert found["draws"].shape == (2, 3, 16, 16) and found["draws"][1].max() == 0  # the gate is closed
+        for draw in range(3):
+            assert torch.equal(found["draws"][0, draw] > 0.5, torch.from_numpy(np.roll(square(2, 5), draw, 1)))
+        if combine == "majority":
+            votes = (found["draws"][0] > 0.5).sum(0) >= 2
+            assert torch.equal(found["pred"][0].argmax(0).bool(), votes)
+    volume = Draws().describe(image.permute(1, 2, 3, 0)[None], draws=True)["draws"]
+    assert volume.shape == (1, 3, 16, 16, 2) and torch.equal(volume[0, ..., 0], found["draws"][0])
+
+
+def test_an_evaluation_tells_the_spread_on_the_grid_of_the_image(tmp_path):
+    """The network sees images of half the size; draws come back to the image's own pixels, as the prediction does."""
+    image = torch.zeros(1, 32, 32)
+    image[:, 4:12, 4:12] = 1
+    items = [{"image": MetaTensor(image - 0.01), "label": MetaTensor(image), "class": 1, "patient": "a"}]
+    resize = Resized("image", (16, 16), mode="area")
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(items, resize), batch_size=1),
+        network=Draws(),
+        inferer=DrawsInferer(),
+        postprocessing=Compose([Invertd("pred", resize, "image", nearest_interp=False), SplitDrawsd()]),
+        val_handlers=[WeakMetrics(tmp_path, Draws().eval())],
+    )
+    evaluator.run()
+    (case,) = evaluator.state.output
+    assert case["pred"].shape == (2, 32, 32) and case["draws"].shape == (3, 32, 32)
+    summary = evaluator.state.weak_summary
+    assert summary["draw_agreement"] == pytest.approx((0.75 + 0.75 + 0.5) / 3, abs=0.06)
+    assert summary["draw_dice"] == pytest.approx(0.75, abs=0.06)
+    with open(tmp_path / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["draw_dice_sd"]) == pytest.approx(0.25, abs=0.05) and "draw_dices" not in row

@@ -47,8 +47,11 @@ def test_a_training_leaves_weights_tables_and_pages(trained):
     for row in history(trained):
         assert 0 < float(row["loss"]) < 20 and np.isfinite(float(row["validation val_label_gain"]))
         assert 0 <= float(row["validation val_gate_accuracy"]) <= 1
+        looks = [float(row[f"validation val_noisy_auroc_q{quarter}"]) for quarter in (1, 2, 3, 4)]
+        assert all(0 <= auroc <= 1 or np.isnan(auroc) for auroc in looks)  # of the one class of few phantoms
     summary = {row["metric"]: row["meaning"] for row in table(trained / "weak_summary.csv")}
     assert {"gate_accuracy", "false_positive_share", "dice", "hd95_pooled_px", "dice_3d"} <= set(summary)
+    assert {"draw_agreement", "draw_dice", "draw_dice_sd", "draw_dice_slice_sd"} <= set(summary)
     assert (trained / "report.html").is_file() and list((trained / "overlays").glob("*.png"))
     assert {name.split(".")[0] for name in load(trained / "model.pt")} == {
         "schedule", "conventions", "denoiser", "classifier", "gate",
@@ -71,6 +74,7 @@ def test_classifiers_are_trained_on_top_of_a_denoiser(trained, slices, tmp_path)
     before, after = load(trained / "model.pt"), load(tmp_path / "model.pt")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier", "gate"}
+    assert all(f"validation val_noisy_auroc_q{quarter}" in history(tmp_path)[0] for quarter in (1, 2, 3, 4))
 
 
 @pytest.mark.slow
