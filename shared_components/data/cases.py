@@ -51,12 +51,12 @@ def find_cases(
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
     row a case: `shared_components.data.manifest.read_manifest`), "chaos", "btcv" and "stacks" (as those data sets are
-    shipped or prepared: `shared_components.data.abdomen.abdomen_cases`), "paired" (``images/``, ``img/`` or
-    ``Tissue Images/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a label's name may end in
-    _segmentation, _mask, _seg, _label or _gt; or the masks lie in a folder a class), "channel folders" and "case
-    folders" (`shared_components.data.columns`), and "images" (image files alone, directly in the folder or one folder
-    down), each with an optional ``split.json`` of ids under "train", "validation" and "test", which comes before a
-    manifest's own split. Wherever an image may lie, a folder with a DICOM series can stand in for it.
+    shipped or prepared: `shared_components.data.abdomen.abdomen_cases`), "paired" (``images/``, ``img/``,
+    ``Tissue Images/`` or ``CXR_png/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a label's
+    name may end in _segmentation, _mask, _seg, _label or _gt; or the masks lie in a folder a class), "channel folders"
+    and "case folders" (`shared_components.data.columns`), and "images" (image files alone, directly in the folder or
+    one folder down), each with an optional ``split.json`` of ids under "train", "validation" and "test", which comes
+    before a manifest's own split. Wherever an image may lie, a folder with a DICOM series can stand in for it.
 
     Wherever a label may lie, an Aperio annotation (``.xml``: `shared_components.data.aperio`) can stand in for it; a
     label map of the same name comes first. "paired" is also what MoNuSeg ships: ``Annotations/`` (or
@@ -85,10 +85,16 @@ def find_cases(
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
     folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
-        inside = sorted(child.name for child in root.iterdir() if (child / "imagesTr").is_dir())
+        below = (child for pattern in ("*", "*/*") for child in root.glob(pattern) if _holds_data(child))
+        inside = sorted(str(child.relative_to(root)) for child in below)
         hint = f"; did you mean {root / inside[0]}?" if inside else ""
         raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{hint}")
     return folder
+
+
+def _holds_data(folder: Path) -> bool:
+    pairs = all(any((folder / name).is_dir() for name in names) for names in (IMAGE_FOLDERS, _LABEL_FOLDERS))
+    return pairs or (folder / "imagesTr").is_dir()
 
 
 class _Finder:

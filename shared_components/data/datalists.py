@@ -59,6 +59,7 @@ def datalist(
     num_folds: int = 5,
     patient_pattern: str | None = None,
     channel: int | None = None,
+    published_fold: int | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -81,6 +82,8 @@ def datalist(
         patient_pattern: regular expression that finds the patient in a case id
             (`shared_components.data.split.group_patients`); by default a manifest's column, else a case is a patient.
         channel: the one that a model of one channel is shown, of files with several.
+        published_fold: 0, 1 or 2: train and test as cDAL was published on lungs
+            (`shared_components.data.lung_folds.published_lung_split`).
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -99,7 +102,9 @@ def datalist(
         cases, findings = _checked_images(folder, num_channels, **options)
     else:
         _refuse_without_labels(folder)
-        choose_split(folder, fold, num_folds, patient_pattern)
+        choose_split(folder, fold, num_folds, patient_pattern, published_fold)
+        if section == "train" and published_fold is not None:
+            _tell_of_no_section(folder)
         _refuse_folder(folder, label_conflicts(folder, labels) + _errors(find_leaks(folder)))
         parts = sections(folder)
         ids = parts[section]
@@ -185,6 +190,13 @@ def _refuse_without_labels(folder: CaseFolder) -> None:
             f"{folder.root}: no labels; looked for labelsTr/, labels/, masks/ or Annotations/ beside the images, "
             "Aperio XML files among them, or a manifest.csv"
         )
+
+
+def _tell_of_no_section(folder: CaseFolder) -> None:
+    placed = {case for ids in (folder.split or {}).values() for case in ids}
+    if rest := [case.id for case in folder.cases if case.id not in placed]:
+        text = "%s: %d of %d pictures, such as %s, have no mask or no picture, and are in no published fold"
+        logger.warning(text, folder.root, len(rest), len(folder.cases), rest[0])
 
 
 def _errors(findings: list[Finding]) -> list[Finding]:

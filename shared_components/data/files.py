@@ -20,7 +20,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif") + TIFF_SUFFIXES + A
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
-IMAGE_FOLDERS = ("images", "img", "Tissue Images")
+IMAGE_FOLDERS = ("images", "img", "Tissue Images", "CXR_png")
 CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
 _LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -96,6 +97,16 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
     used = (*image_columns, label_column)
     others = tuple(column for column in paths if column not in used and table.exists(column))
     return Manifest(file, image_columns, label_column, others, rows, split, groups, without)
+
+
+def column_if_there(dataset_dir: str | os.PathLike, column: str) -> str | None:
+    """Return the name of a column if a folder has a manifest with it, else ``None``: a bundle's default for a key.
+
+    Raises:
+        InputError: as `read_manifest`, for a manifest that cannot be read.
+    """
+    file = Path(dataset_dir).expanduser() / "manifest.csv"
+    return column if file.is_file() and column in _Table(file).columns else None
 
 
 class _Table:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shared_components.data.cases import Case, CaseFolder, Finding
 from shared_components.data.dataset_json import SECTIONS
+from shared_components.data.lung_folds import published_lung_split
 from shared_components.errors import InputError
 
 _BLOCK = 1 << 20
@@ -87,12 +88,22 @@ def group_patients(folder: CaseFolder, patient_pattern: str) -> None:
     folder.patient_rule, folder.patient_pattern = f"case ids, by {patient_pattern}", patient_pattern
 
 
-def choose_split(folder: CaseFolder, fold: int | None, num_folds: int, patient_pattern: str | None) -> None:
+def choose_split(
+    folder: CaseFolder,
+    fold: int | None,
+    num_folds: int,
+    patient_pattern: str | None,
+    published_fold: int | None = None,
+) -> None:
     """Set how a folder is divided, as the keys of a training configuration say: `sections` and `group_patients`.
 
+    A ``published_fold`` (`published_lung_split`) comes before any other split.
+
     Raises:
-        InputError: as `group_patients`.
+        InputError: as `group_patients` and `published_lung_split`.
     """
+    if published_fold is not None:
+        folder.split = published_lung_split(folder, published_fold)
     folder.fold, folder.num_folds = fold, num_folds
     if patient_pattern is not None:
         group_patients(folder, patient_pattern)

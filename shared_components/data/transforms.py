@@ -147,6 +147,7 @@ class _EnsureVolume(InvertibleTransform):
     def __call__(self, image: MetaTensor) -> MetaTensor:
         flat = image.ndim == 3
         volume = image.unsqueeze(-1) if flat else image.clone()
+        volume.spatial_ndim = 3  # else the inverse of a resize takes this axis away, and then one of the picture goes
         self.push_transform(volume, extra_info={"flat": flat})
         return volume
 

@@ -29,22 +29,19 @@ def condition_and_label(
     """Move a batch to the device and cut volumes into slices with their neighbours.
 
     Only slices whose neighbours lie in the crop are used, so a crop of depth S gives S - 2 ``num_adjacent_slices``.
+    Where that leaves none, all are used, and the first and last stand for their missing neighbours, as at sampling.
 
     Returns:
         Condition (N, K, H, W) float32 of images (B, K', H, W[, D]), and label values (N, 1, H, W).
-
-    Raises:
-        ValueError: crops with too few slices.
     """
     image = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32)
     label = _plain(batchdata["label"]).to(device, non_blocking=non_blocking)
     if image.ndim == 4:
         return image.contiguous(), label
     depth, reach = image.shape[4], num_adjacent_slices
-    if depth <= 2 * reach:
-        raise ValueError(f"crops need more than {2 * reach} slices for {reach} neighbours a side, not {depth}")
-    slices = volume_to_slices(image, reach).unflatten(0, (-1, depth))[:, reach : depth - reach].flatten(0, 1)
-    return slices.contiguous(), volume_to_slices(label[..., reach : depth - reach])
+    used = slice(reach, depth - reach) if depth > 2 * reach else slice(None)
+    slices = volume_to_slices(image, reach).unflatten(0, (-1, depth))[:, used].flatten(0, 1)
+    return slices.contiguous(), volume_to_slices(label[..., used])
 
 
 class LabelDiffusionPrepareBatch(PrepareBatch):

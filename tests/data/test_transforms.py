@@ -215,7 +215,7 @@ def test_labels_are_rounded_and_fractions_refused():
     assert RoundLabelsd("label", allow_missing_keys=True)({"image": 1}) == {"image": 1}
 
 
-@pytest.mark.parametrize("shape", [(10, 12, 3), (10, 12)], ids=["picture", "grey picture"])
+@pytest.mark.parametrize("shape", [(10, 12, 3), (10, 12), (1, 12), (1, 1, 3)], ids=str)
 def test_slices_are_volumes_of_one_slice_and_come_back_as_they_lay(tmp_path, shape):
     path = save_picture(tmp_path / "picture.png", some_picture(1, shape))
     load = LoadImageChannelsd("image")

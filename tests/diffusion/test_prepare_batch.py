@@ -87,6 +87,14 @@ def test_crops_become_slices_as_for_the_other_denoisers():
     assert torch.equal(seen, condition) and torch.equal(targets["clean"], clean)
 
 
+def test_a_crop_without_neighbours_repeats_its_outermost_slices():
+    data = {name: item[..., :2] for name, item in volumes().items()}
+    condition, clean = LabelDiffusionPrepareBatch(LabelCoding([1, 2, 3], "classes"), 1)(data)
+    image = data["image"][:1, 0]
+    assert condition.shape == (2 * len(data["image"]), 3, 8, 8) and len(clean) == len(condition)
+    assert torch.equal(condition[0], torch.cat([image[..., 0], image[..., 0], image[..., 1]]))
+
+
 def test_draws_are_fresh_and_follow_the_global_generator():
     data, prepare = images(), NoisePredictionPrepareBatch(CODING, scheduler())
     torch.manual_seed(5)
