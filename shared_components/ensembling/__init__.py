@@ -2,6 +2,7 @@
 
 from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
+from shared_components.ensembling.diversity import score_members
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
     PredictiveEntropyd,
@@ -23,6 +24,7 @@ __all__ = [
     "entropy",
     "error_detection_auroc",
     "rater_rates",
+    "score_members",
     "staple",
     "weigh_by_expected_dice",
 ]

@@ -67,6 +67,24 @@ _MEANINGS = (
         "Whether the uncertainty map marks the wrong voxels: the probability that a wrong voxel is more "
         "uncertain than a correct one. 0.5 is chance, 1 is best. No value where nothing is wrong.",
     ),
+    (
+        "ged",
+        "GED² of members",
+        "Squared generalised energy distance of the ensemble's members to the reference, of 1 - IoU: twice their mean "
+        "distance to it, less the mean distance of all ordered pairs of members. 0 is best; it depends on the number "
+        "of members.",
+    ),
+    (
+        "member_dice",
+        "Dice between members",
+        "Mean Dice of the pairs of members, without the reference: 1 where all agree, less the more diverse they are.",
+    ),
+    (
+        "volume_cv",
+        "CV of members' volumes",
+        "Standard deviation of the segmented area or volume over the members, divided by its mean. No value where no "
+        "member marks anything.",
+    ),
 )
 
 
