@@ -55,7 +55,7 @@ def dice_gate(opponent: Sequence[float], project: Sequence[float], data: str, se
     """
     difference = np.asarray(project) - np.asarray(opponent)
     if len(difference) < MIN_CASES:
-        return Gate(False, f"Dice on {len(difference)} cases ({data}); at least {MIN_CASES} are needed")
+        return too_few(len(difference), data)
     draws = np.random.default_rng(seed).integers(0, len(difference), (RESAMPLES, len(difference)))
     low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
     return Gate(
@@ -63,6 +63,11 @@ def dice_gate(opponent: Sequence[float], project: Sequence[float], data: str, se
         f"Dice {np.mean(project):.4f} against {np.mean(opponent):.4f} on {len(difference)} cases ({data}): "
         f"difference {difference.mean():+.4f}, 95 % interval {low:+.4f} to {high:+.4f}, margin {-MARGIN}",
     )
+
+
+def too_few(cases: int, data: str) -> Gate:
+    """The refusal of a Dice gate on fewer than `MIN_CASES` cases."""
+    return Gate(False, f"Dice on {cases} cases ({data}); at least {MIN_CASES} are needed")
 
 
 def argmax_labels(probability: Tensor) -> Tensor:

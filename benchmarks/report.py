@@ -15,6 +15,7 @@ import torch
 
 from shared_components.reporting.files import write_atomically
 
+MANY_CALLS = 1000  # of the published sampler, in rows b3 and b3b
 CONTENTS = {
     "a1": "fp32 training step G + D + EMA, prepared batches",
     "a1b": "the same as configured: bfloat16 autocast",
@@ -28,8 +29,8 @@ CONTENTS = {
     "b1": "fp32 training step and EMA, prepared batches",
     "b1b": "the same as configured: bfloat16 autocast",
     "b2": "5 members x 50 calls, same solver and noise",
-    "b3": "5 members x 50 calls of the project's solver against x 1000 calls",
-    "b3b": "the bundle's own members and calls, as configured, against 5 members x 1000 calls",
+    "b3": f"5 members x 50 calls of the project's solver against x {MANY_CALLS} calls",
+    "b3b": f"the bundle's own members and calls, as configured, against 5 members x {MANY_CALLS} calls",
     "c1": "images from label maps, 50 DDIM steps, batch 1 and 8",
     "c2": "the same on equal weights and noise",
     "d": "STAPLE on vote patterns",

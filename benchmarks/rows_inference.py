@@ -10,7 +10,7 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
-from benchmarks.gates import argmax_labels, dice_gate, exact_gate, mean_dice
+from benchmarks.gates import MIN_CASES, argmax_labels, dice_gate, exact_gate, mean_dice, too_few
 from benchmarks.harness import Gate, Row, measure
 from benchmarks.limits import share_of_limit
 from benchmarks.naive import FILTERS, NaiveSegmenter, column_inferer, cube_inferer
@@ -100,9 +100,11 @@ def timed_volumes(subject: Subject) -> list[Tensor]:
 
 
 def quality_gate(subject: Subject, opponent: Callable[[Subject], list[float]], project: Predict, what: str) -> Gate:
-    """The Dice gate over the test cases; it refuses random weights before anything is run."""
+    """The Dice gate over the test cases; it refuses random weights and too few cases before anything is run."""
     if not subject.has_weights:
         return Gate(False, "Dice: no trained weights were given, so nothing can be said")
+    if len(subject.test_items) < MIN_CASES:
+        return too_few(len(subject.test_items), subject.data_name)
     gate = dice_gate(opponent(subject), dice_of(subject, project), data=subject.data_name)
     gate.text += f"; opponent: {what}"
     return gate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from monai.inferers import SimpleInferer
@@ -11,7 +12,7 @@ from torch import Tensor
 from benchmarks.gates import exact_gate
 from benchmarks.harness import Row, measure
 from benchmarks.naive import FILTERS, NaiveSegmenter
-from benchmarks.report import content_of
+from benchmarks.report import MANY_CALLS, content_of
 from benchmarks.rows_inference import (
     BOUND,
     Predict,
@@ -27,7 +28,6 @@ from shared_components.bundle_tools.settings import bfloat16_pays
 
 MEMBERS = 5
 CALLS = 50
-MANY_CALLS = 1000
 GATE_CALLS = 5
 NAIVE = "one member at a time, condition encoded at every call, attention by its formula, eager fp32"
 
@@ -71,19 +71,22 @@ def fewer_calls(subject: Subject) -> Iterator[Row]:
         "b3": (project(subject, CALLS), CALLS, "fp32"),
         "b3b": (configured, own.num_inference_steps, "bfloat16 autocast" if amp else "fp32"),
     }
+    many = f"x {subject.many_calls} calls"
     for name, (predict, calls, precision) in variants.items():
-        opponent = f"{MEMBERS} x {MANY_CALLS} calls, {NAIVE}"
+        opponent = f"{MEMBERS} {many}, {NAIVE}"
         gate = quality_gate(subject, many_calls_dice, predict, opponent)
-        row = Row(name, content_of(name, subject.bundle), opponent, subject.device, gate)
+        content = content_of(name, subject.bundle).replace(f"x {MANY_CALLS} calls", many)
+        row = Row(name, content, opponent, subject.device, gate)
         row.details = _details(subject, "default vs default", calls) | {"precision": precision}
         pictures = timed_volumes(subject) if gate.passed else []
-        work = over_volumes(naive(subject, MANY_CALLS), pictures), over_volumes(predict, pictures)
+        work = over_volumes(naive(subject, subject.many_calls), pictures), over_volumes(predict, pictures)
         yield measure(row, *work, subject.pairs)
 
 
+@cache
 def many_calls_dice(subject: Subject) -> list[float]:
     """Dice of 1000 calls; the project's batched members are equal to the naive ones, by the gate of b2."""
-    return dice_of(subject, project(subject, MANY_CALLS))
+    return dice_of(subject, project(subject, subject.many_calls))
 
 
 def _details(subject: Subject, kind: str, calls: int) -> dict:

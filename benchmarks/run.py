@@ -18,7 +18,7 @@ import torch  # noqa: E402  (after the number of threads is set)
 
 from benchmarks import rows_inference, rows_medsegdiff, rows_saliency, rows_tiles, rows_training  # noqa: E402
 from benchmarks.harness import Row  # noqa: E402
-from benchmarks.report import CDAL_PICTURES, CDM, HIPPOCAMPUS, MEDSEGDIFF, Results, environment  # noqa: E402
+from benchmarks.report import CDAL_PICTURES, CDM, HIPPOCAMPUS, MANY_CALLS, MEDSEGDIFF, Results, environment  # noqa: E402
 from benchmarks.rows_guided import guided_rows  # noqa: E402
 from benchmarks.rows_staple import staple_rows  # noqa: E402
 from benchmarks.rows_synthesis import synthesis_rows  # noqa: E402
@@ -77,6 +77,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--volumes", type=int, default=2, help="test volumes in a timing of inference")
     parser.add_argument("--steps", type=int, default=4, help="training steps in a timing of training")
     parser.add_argument("--image_steps", type=int, default=25, help="of the image in row f; 300 as published")
+    parser.add_argument("--many_calls", type=int, default=MANY_CALLS, help="of the opponent in rows b3 and b3b")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="measure torch.compile as well, which takes minutes")
@@ -91,10 +92,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name} {getattr(chosen, name)}: not there; leave the option out to do without")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device; its rows stay 'not run'")
-    if min(chosen.pairs, chosen.volumes, chosen.threads, chosen.steps, chosen.image_steps) < 1:
-        raise InputError(
-            "--pairs, --volumes, --steps, --image_steps and --threads: expected whole numbers of at least 1"
-        )
+    counts = ("pairs", "volumes", "steps", "image_steps", "many_calls", "threads")
+    small = [f"--{name} {getattr(chosen, name)}" for name in counts if getattr(chosen, name) < 1]
+    if small:
+        raise InputError(f"{', '.join(small)}: expected whole numbers of at least 1")
     return chosen
 
 
@@ -107,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results(chosen.output)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         shared = (
-            "bundle", "weights", "dataset_dir", "device", "pairs", "volumes", "steps", "image_steps", "seed", "compile",
+            "bundle", "weights", "dataset_dir", "device", "pairs", "volumes", "steps", "image_steps", "many_calls",
+            "seed", "compile",
         )  # fmt: skip
         subject = Subject(Path(folder), **{name: getattr(chosen, name) for name in shared})
         found_on = environment(chosen.device, chosen.seed)

@@ -15,6 +15,7 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 from torch import Tensor, nn
 
+from benchmarks.report import MANY_CALLS
 from shared_components.data.phantoms import make_phantoms
 from shared_components.training.checkpoints import LoadWeights
 
@@ -43,6 +44,7 @@ class Subject:
         volumes: how many test cases the timings of whole volumes use.
         steps: training steps in a timing of training.
         image_steps: of the image in row f.
+        many_calls: of the opponent in rows b3 and b3b.
         seed: of random weights and of the training step's draws.
         compile: also measure `torch.compile`, which takes minutes to compile.
         num_phantoms: how many to make; 160 have the 40 test cases that the Dice gate asks for.
@@ -58,6 +60,7 @@ class Subject:
     volumes: int = 2
     steps: int = 4
     image_steps: int = 25
+    many_calls: int = MANY_CALLS
     seed: int = 0
     compile: bool = False
     num_phantoms: int = 160

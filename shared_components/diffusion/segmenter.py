@@ -59,9 +59,17 @@ class DiffusionSegmenter(nn.Module):
         seed: of the noise in eval mode.
         **process_options: of `ReverseProcess`: ``sampler``, ``prediction_type``, ``spacing``, ``clip`` and others.
 
+    Attributes:
+        keep_members: whether ``member_labels`` is kept; ``False`` at first. A scripted network keeps nothing.
+        member_labels: the class that each member gave each voxel in the last call, (M, B, *spatial) uint8 on the CPU,
+            before ``combine`` and ``decision``, the members of each of ``slice_axes`` together.
+
     Raises:
         InputError: a number of steps, members or a name outside the valid ones; the message lists them.
     """
+
+    member_labels: Optional[Tensor]
+    _labels_of_slices: List[Tensor]
 
     def __init__(
         self,
@@ -118,6 +126,9 @@ class DiffusionSegmenter(nn.Module):
         self.decision = decision
         self.amp = amp
         self.seed = seed
+        self.keep_members = False
+        self.member_labels = None
+        self._labels_of_slices = []
         self.num_classes: int = label_coding.num_classes
         self.channels: int = denoiser.in_channels
         self.latent_dim: int = denoiser.latent_dim
@@ -167,6 +178,7 @@ class DiffusionSegmenter(nn.Module):
     def _segment_in_memory(self, image: Tensor) -> Tensor:
         """Segment; where the memory does not do, again with half as many slices and members in one call."""
         while True:
+            self.member_labels, self._labels_of_slices = None, []
             try:
                 return self._segment(image)
             except (RuntimeError, MemoryError) as error:
@@ -179,7 +191,10 @@ class DiffusionSegmenter(nn.Module):
 
     def _segment(self, image: Tensor) -> Tensor:
         if image.dim() == 4:
-            return self._fuse([self._segment_slices(image, 1, 0, 1)])
+            members = self._segment_slices(image, 1, 0, 1)
+            if not torch.jit.is_scripting():
+                self._keep_view(0)
+            return self._fuse([members])
         views: List[Tensor] = []
         for index, axis in enumerate(self.slice_axes[: self.num_samples]):
             seen = image.transpose(axis + 2, 4)
@@ -188,7 +203,27 @@ class DiffusionSegmenter(nn.Module):
             count = members.shape[0]
             members = slices_to_volume(members.flatten(0, 1), seen.shape[4]).unflatten(0, [count, image.shape[0]])
             views.append(members.transpose(axis + 3, 5))
+            if not torch.jit.is_scripting():
+                self._keep_view(seen.shape[4], axis)
         return self._fuse(views)
+
+    @torch.jit.unused
+    def _keep_slices(self, members: Tensor) -> None:
+        """Keep the classes of members (M, N, C, H, W) of some slices."""
+        if self.keep_members:
+            self._labels_of_slices.append(members.argmax(dim=2).to(torch.uint8).cpu())
+
+    @torch.jit.unused
+    def _keep_view(self, depth: int, axis: int = 2) -> None:
+        """Make what `_keep_slices` kept of a view part of ``member_labels``; ``depth`` 0 for images."""
+        if not self.keep_members:
+            return
+        labels = torch.cat(self._labels_of_slices, dim=1)
+        self._labels_of_slices = []
+        if depth > 0:
+            volumes = slices_to_volume(labels.flatten(0, 1).unsqueeze(1), depth).squeeze(1)
+            labels = volumes.unflatten(0, [labels.shape[0], -1]).transpose(axis + 2, 4)
+        self.member_labels = labels if self.member_labels is None else torch.cat([self.member_labels, labels])
 
     def _fuse(self, views: List[Tensor]) -> Tensor:
         """One prediction (B, C, *spatial) of what `_segment_slices` returned for each view."""
@@ -219,6 +254,8 @@ class DiffusionSegmenter(nn.Module):
         for start in range(0, condition.shape[0], per_call):
             chunk, where = condition[start : start + per_call], position[start : start + per_call]
             members = self._members(chunk, where, member, stride, window)
+            if not torch.jit.is_scripting():
+                self._keep_slices(members)
             if self.combine != "staple":
                 members = combine_members(members, self.combine).unsqueeze(0)
             parts.append(members)

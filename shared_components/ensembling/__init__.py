@@ -2,6 +2,7 @@
 
 from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
+from shared_components.ensembling.diversity import score_members
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
     ExpectedDiced,
@@ -27,6 +28,7 @@ __all__ = [
     "error_detection_auroc",
     "expected_dice",
     "rater_rates",
+    "score_members",
     "staple",
     "weigh_by_expected_dice",
 ]

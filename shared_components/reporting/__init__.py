@@ -5,6 +5,7 @@ from shared_components.reporting.denoising import DenoisingPreview
 from shared_components.reporting.handlers import CaseMetrics, ReportHandler, SaveOverlays
 from shared_components.reporting.inference_report import InferenceReportHandler
 from shared_components.reporting.instances import InstanceScores, add_instances
+from shared_components.reporting.member_scores import MemberScores
 from shared_components.reporting.metrics import score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
 from shared_components.reporting.report import Picture, write_report
@@ -18,6 +19,7 @@ __all__ = [
     "DenoisingPreview",
     "InferenceReportHandler",
     "InstanceScores",
+    "MemberScores",
     "Picture",
     "ReportHandler",
     "SaveOverlays",

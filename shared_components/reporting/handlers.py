@@ -34,6 +34,7 @@ from shared_components.reporting.files import (
     write_atomically,
 )
 from shared_components.reporting.instances import InstanceScores
+from shared_components.reporting.member_scores import MemberScores
 from shared_components.reporting.metrics import UNITS, expected_dice_order, score_case, summarise, write_table
 from shared_components.reporting.overlays import encode_png, overlay_figure
 from shared_components.reporting.report import Picture, failures_of, weights_and_sampling, write_report
@@ -76,6 +77,7 @@ class CaseMetrics:
         instances_key: key of the reference's numbered objects (1, *spatial), in the cases that have them
             (`add_instances`).
         regions: name to class indices, of unions of classes that are scored too, such as the whole tumour.
+        members: how to score the members of an ensemble, if wanted (`MemberScores`).
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class CaseMetrics:
         instances: InstanceScores | None = None,
         instances_key: str = "instances",
         regions: Mapping[str, Sequence[int]] | None = None,
+        members: MemberScores | None = None,
     ) -> None:
         if distance_unit not in (None, *UNITS):
             raise InputError(f"distance_unit '{distance_unit}': expected one of {', '.join(UNITS)}, or none")
@@ -99,7 +102,8 @@ class CaseMetrics:
         self.label_names = label_names
         self.pred_key, self.label_key, self.instances_key = pred_key, label_key, instances_key
         self.unit, self.margin, self.num_bins = distance_unit, region_margin, num_bins
-        self.overwrite, self.iou, self.instances, self.regions = overwrite, iou, instances, regions
+        self.overwrite, self.iou, self.regions = overwrite, iou, regions
+        self.instances, self.members = instances, members
         self._records: dict[CaseKey, CaseRecord] = {}
         self._since = 0.0
 
@@ -113,6 +117,8 @@ class CaseMetrics:
     def _start(self, engine: Engine) -> None:
         _claim(self, ["metrics_per_case.csv", "metrics_summary.csv"])
         self._records = {}
+        if self.members:
+            self.members.start(engine)
 
     def _start_clock(self, engine: Engine) -> None:
         self._since = time.perf_counter()
@@ -126,11 +132,14 @@ class CaseMetrics:
         seconds = (time.perf_counter() - self._since) / len(cases)
         # MONAI's engines leave in the batch what they were not asked to pass on
         loaded = loaded if isinstance(loaded, list) and len(loaded) == len(cases) else [{}] * len(cases)
-        for case, also, prediction in zip(cases, loaded, predictions):
+        for index, (case, also, prediction) in enumerate(zip(cases, loaded, predictions)):
             instances = case.get(self.instances_key, also.get(self.instances_key))
-            self._score(case, prediction, instances, seconds)
+            ensemble = self.members.taken(engine, case, index) if self.members else None
+            self._score(case, prediction, instances, ensemble, seconds)
 
-    def _score(self, case: Mapping[str, Any], prediction: Tensor, instances: Tensor | None, seconds: float) -> None:
+    def _score(
+        self, case: Mapping, prediction: Tensor, instances: Tensor | None, ensemble: Tensor | None, seconds: float
+    ) -> None:
         label = case[self.label_key]
         key = _next_key(case_file(label, *case.values()), self._records)
         names = foreground_names(self.label_names, prediction.shape[0])
@@ -142,6 +151,8 @@ class CaseMetrics:
             scores, bins = score_case(prediction, label, names, spacing, unit, **options)
             if self.instances is not None:
                 scores.update(self.instances(prediction, label, instances))
+            if ensemble is not None:
+                scores.update(self.members(ensemble, case, label))
         except InputError as error:
             raise InputError(f"{file_of(label) or key[0]}: {error}") from error
         self._records[key] = CaseRecord({**scores, "seconds": seconds}, bins, unit)

@@ -79,6 +79,24 @@ _MEANINGS = (
         "Whether the expected Dice puts the cases into the order of the Dice that they reached, so that it says which "
         "ones to look at first: Spearman's rank correlation over the cases. 1 is best, 0 is chance.",
     ),
+    (
+        "ged",
+        "GED² of members",
+        "Squared generalised energy distance of the ensemble's members to the reference, of 1 - IoU: twice their mean "
+        "distance to it, less the mean distance of all ordered pairs of members. 0 is best; it depends on the number "
+        "of members.",
+    ),
+    (
+        "member_dice",
+        "Dice between members",
+        "Mean Dice of the pairs of members, without the reference: 1 where all agree, less the more diverse they are.",
+    ),
+    (
+        "volume_cv",
+        "CV of members' volumes",
+        "Standard deviation of the segmented area or volume over the members, divided by its mean. No value where no "
+        "member marks anything.",
+    ),
 )
 
 

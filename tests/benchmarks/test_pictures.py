@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import rows_inference, rows_medsegdiff
+from benchmarks.gates import Gate
 from benchmarks.naive import FILTERS, NaiveAttention, NaiveSegmenter, NaiveTiles, use_naive_attention
 from benchmarks.rows_medsegdiff import exact_members, fewer_calls
 from benchmarks.rows_tiles import blended_tiles, exact_tiles
@@ -126,6 +128,33 @@ def test_dice_rows_refuse_random_weights(subject):
     assert rows and all(not row.gate.passed and row.ratio() is None for row in rows)
 
 
+def test_too_few_cases_are_refused_before_anything_is_run(tmp_path, monkeypatch):
+    subject = subject_of("medsegdiff_v2_isic", tmp_path)
+    subject.weights = tmp_path / "weights.pt"
+    torch.save(subject.segmenter().state_dict(), subject.weights)
+    monkeypatch.setattr(rows_inference, "dice_of", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr(rows_medsegdiff, "dice_of", lambda *_: pytest.fail("the network was run"))
+    gates = [row.gate for row in fewer_calls(subject)]
+    text = f"Dice on {len(subject.test_items)} cases (phantoms: no data set was given); at least 40 are needed"
+    assert gates == [Gate(False, text)] * 2
+
+
+def test_fewer_calls_than_a_thousand_can_be_the_opponent(tmp_path, monkeypatch):
+    subject, scored = subject_of("medsegdiff_v2_isic", tmp_path), []
+    subject.many_calls = 6
+    monkeypatch.setattr(rows_medsegdiff, "CALLS", 2)
+    monkeypatch.setattr(rows_medsegdiff, "dice_of", lambda *_: scored.append(0) or [1.0])
+
+    def passed(subject, opponent, project, what):
+        return Gate(opponent(subject) == [1.0], what)
+
+    monkeypatch.setattr(rows_medsegdiff, "quality_gate", passed)
+    rows = list(fewer_calls(subject))
+    assert [row.name for row in rows] == ["b3", "b3b"] and len(scored) == 1
+    assert all("x 6 calls" in row.content and "1000" not in row.content for row in rows)
+    assert rows[0].opponent.startswith("5 x 6 calls") and rows[0].ratio()["ratio"] > 1.5
+
+
 def test_test_cases_are_pictures(tmp_path):
     image, label = subject_of("cdal_monuseg", tmp_path).volume(0, label=True)
     assert image.shape[:2] == (1, 3) and image.shape[2:] == label.shape[1:]
@@ -137,6 +166,11 @@ def test_sizes_are_fitted_by_their_area(tmp_path):
     pixels = [size**2 / 1e6 for size in found["points"]]
     slope = (found["median_s"][1] - found["median_s"][0]) / (pixels[1] - pixels[0])
     assert found["slope_s"] == pytest.approx(slope) and found["unit"] == "picture"
+
+
+def test_counts_below_one_are_named(tmp_path):
+    with pytest.raises(InputError, match="--pairs 0, --many_calls -1: expected whole numbers of at least 1"):
+        arguments(["--output", str(tmp_path), "--pairs", "0", "--many_calls", "-1"])
 
 
 def test_rows_of_another_bundle_are_refused(tmp_path):

@@ -223,3 +223,45 @@ def test_bfloat16_changes_little_and_something():
     assert half.dtype == torch.float32
     assert 0 < (full - half).abs().max() < 0.2
     assert (full - half).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("options", [{}, {"slice_axes": (2, 0), "mirror_members": True}])
+def test_kept_members_are_those_that_voted(options, batch_size):
+    network = segmenter(num_samples=4, max_batch_size=batch_size, **options)
+    network(VOLUME)
+    assert network.member_labels is None
+    network.keep_members = True
+    for image in (VOLUME, VOLUME[:1]):
+        shares = network(image)
+        kept = network.member_labels
+        assert kept.dtype == torch.uint8 and kept.shape == (4, len(image), 9, 7, 5)
+        votes = nn.functional.one_hot(kept.long(), 3).movedim(-1, 2).float().mean(0)
+        torch.testing.assert_close(votes, shares, atol=1e-6, rtol=0)
+
+
+def test_members_of_images_are_kept_whatever_is_made_of_them():
+    image = VOLUME[..., 0]
+    kept = []
+    for combine in ("majority", "mean", "staple"):
+        network = segmenter(num_samples=3, combine=combine, num_adjacent_slices=0, decision="expected_dice")
+        network.keep_members = True
+        network(image)
+        kept.append(network.member_labels)
+    assert kept[0].shape == (3, 2, 9, 7) and not torch.equal(kept[0][0], kept[0][1])
+    assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
+
+
+def test_members_are_kept_once_where_the_memory_did_not_do(monkeypatch):
+    network, calls = segmenter(num_samples=2, max_batch_size=4), []
+    network.keep_members, sample = True, network._members
+
+    def once_too_large(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise MemoryError
+        return sample(*arguments)
+
+    monkeypatch.setattr(network, "_members", once_too_large)
+    network(VOLUME)
+    assert network.max_batch_size == 2 and network.member_labels.shape == (2, 2, 9, 7, 5)

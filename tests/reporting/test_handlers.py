@@ -16,8 +16,9 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMe
 from monai.transforms import LoadImage
 from PIL import Image
 
+from shared_components.ensembling import score_members
 from shared_components.errors import InputError
-from shared_components.reporting import CaseMetrics, ReportHandler, SaveOverlays
+from shared_components.reporting import CaseMetrics, MemberScores, ReportHandler, SaveOverlays
 from shared_components.reporting.handlers import choose_cases, on_grid_of
 from shared_components.reporting.report import weights_and_sampling
 
@@ -31,6 +32,20 @@ class Brightness(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         levels = torch.arange(3.0).reshape(1, 3, *[1] * (image.ndim - 2))
         return (-4 * (image - levels).abs()).softmax(1)
+
+
+class Ensemble(Brightness):
+    """Two members that disagree about the grey value, which a `DiffusionSegmenter` would keep likewise."""
+
+    num_samples = 2
+    keep_members = False
+    member_labels = None
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        members = torch.stack([super(Ensemble, self).forward(image + shift) for shift in (-0.2, 0.3)])
+        if self.keep_members:
+            self.member_labels = members.argmax(2).to(torch.uint8)
+        return members.mean(0)
 
 
 def write_case(folder, name, noise, seed):
@@ -51,7 +66,7 @@ def cases(tmp_path_factory):
     return [write_case(folder, f"case_{n}", noise, n) for n, noise in enumerate((0.6, 0.2, 0.4, 0.3, 0.5, 0.1))]
 
 
-def evaluator_of(cases, output_dir, keys=("image", "label"), handlers=None, **settings):
+def evaluator_of(cases, output_dir, keys=("image", "label"), handlers=None, network=None, **settings):
     """The evaluator of a bundle: image reoriented and padded, prediction inverted, label as it was stored."""
     shared = {"output_dir": str(output_dir), **settings}
     part = "shared_components.reporting."
@@ -86,7 +101,7 @@ def evaluator_of(cases, output_dir, keys=("image", "label"), handlers=None, **se
                 "dataset": {"_target_": "Dataset", "data": cases, "transform": "@preprocessing"},
                 "batch_size": 2,
             },
-            "network": Brightness(),
+            "network": network or Brightness(),
             "postprocessing": "@postprocessing",
             "val_handlers": handlers
             or [
@@ -143,6 +158,29 @@ def test_summary_describes_the_table(evaluation):
         assert float(summary[column]["mean"]) == pytest.approx(np.nanmean(values), rel=1e-4)
         assert float(summary[column]["median"]) == pytest.approx(np.nanmedian(values), rel=1e-4)
         assert int(summary[column]["nan"]) == np.isnan(values).sum() and summary[column]["cases"] == "6"
+
+
+def test_members_are_scored_on_the_grid_of_the_label(cases, tmp_path):
+    """Score each member's labels without the pipeline, in the voxel order of the file."""
+    members = {"_target_": "shared_components.reporting.MemberScores", "postprocessing": "@postprocessing"}
+    metrics = {"_target_": "shared_components.reporting.CaseMetrics", "label_names": NAMES, "members": members}
+    handlers = [{**metrics, "output_dir": str(tmp_path)}]
+    evaluator_of(cases[:3], tmp_path, handlers=handlers, network=Ensemble()).run()
+    rows = table(tmp_path / "metrics_per_case.csv")
+    for case, row in zip(cases, rows, strict=False):
+        image, label = (torch.from_numpy(nib.load(case[key]).get_fdata()) for key in ("image", "label"))
+        labels = torch.cat([Brightness()(image[None, None] + shift).argmax(1) for shift in (-0.2, 0.3)])
+        for column, value in score_members(labels, label, 3).items():
+            assert float(row[column]) == pytest.approx(value, abs=1e-5)
+    assert len({row["ged"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize("network", [Brightness(), Ensemble()])
+def test_without_members_there_are_no_scores_of_them(network, cases, tmp_path):
+    network.num_samples = 1
+    handler = CaseMetrics(tmp_path, NAMES, members=MemberScores())
+    evaluator_of(cases[:2], tmp_path, handlers=[handler], network=network).run()
+    assert "ged" not in table(tmp_path / "metrics_per_case.csv")[0]
 
 
 def test_every_case_has_a_picture(evaluation):

@@ -33,6 +33,7 @@ def test_tables_report_and_overlays_are_of_the_test_cases(evaluated):
     assert [row["case"] for row in rows] == ["phantom_003", "phantom_007"]
     for row in rows:
         assert all(0 <= float(row[name]) <= 1 for name in ("dice_anterior", "dice_posterior", "dice_mean"))
+        assert 0 <= float(row["ged"]) <= 2 and 0 <= float(row["member_dice"]) < 1  # two members
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "test cases" in page and "phantom_003" in page and "phantom_007" in page
 

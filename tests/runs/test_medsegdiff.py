@@ -59,6 +59,7 @@ def test_a_training_on_pictures_leaves_weights_tables_and_pages(trained):
     with open(output_dir / "metrics_per_case.csv", newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert {"dice_lesion", "iou_lesion", "hd95_px_lesion", "error_auroc_near_foreground"} <= set(row)
+    assert {"ged", "member_dice", "volume_cv"} <= set(row)
     assert (output_dir / "overlays" / f"{row['case']}_overlay.png").is_file()
     assert row["case"] in (output_dir / "report.html").read_text(encoding="utf-8")
     assert "no InvertibleTransform applied" not in run.stderr
