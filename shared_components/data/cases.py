@@ -22,6 +22,7 @@ from shared_components.data.files import (
     images_by_stem,
     is_series,
     read_json_object,
+    series_below,
     without_label_suffix,
 )
 from shared_components.data.manifest import Manifest, Row, read_manifest
@@ -82,10 +83,17 @@ def find_cases(
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
     folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
-        inside = sorted(child.name for child in root.iterdir() if (child / "imagesTr").is_dir())
-        hint = f"; did you mean {root / inside[0]}?" if inside else ""
-        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{hint}")
+        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{_hint(root)}")
     return folder
+
+
+def _hint(root: Path) -> str:
+    """Say where images lie deeper than they are looked for."""
+    inside = sorted(child for child in root.iterdir() if (child / "imagesTr").is_dir())
+    if inside:
+        return f"; did you mean {inside[0]}?"
+    series = series_below(root)
+    return f"; DICOM files lie deeper, in {series}; put the folder of each series directly into one" if series else ""
 
 
 class _Finder:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
 IMAGE_FOLDERS = ("images", "img", "Tissue Images")
 CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
+_LOOKED_AT = 10  # files of a folder that may be one of DICOM
+_FOLDERS_LOOKED_AT = 500
 _LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
@@ -71,14 +74,23 @@ def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
 
 
 def is_series(path: Path) -> bool:
-    """Tell whether a path is a folder of DICOM files, by the first file in it."""
+    """Tell whether a path is a folder of DICOM files, by the first files in it: Thumbs.db may lie before them."""
     if not path.is_dir() or path.name.startswith("."):
         return False
-    first = next((file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")), None)
-    if first is None or image_stem(first.name):
-        return False
-    with open(first, "rb") as file:
+    files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
+    first = list(islice(files, _LOOKED_AT))
+    return not any(image_stem(file.name) for file in first) and any(map(_is_dicom, first))
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def series_below(folder: Path) -> Path | None:
+    """Return the first folder of DICOM files at any depth below ``folder``, if one is among those looked at."""
+    below = (Path(path) for path, _, _ in os.walk(folder))
+    return next(filter(is_series, islice(below, _FOLDERS_LOOKED_AT)), None)
 
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:
