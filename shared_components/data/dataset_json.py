@@ -41,15 +41,21 @@ def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], fi
 def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     """Return name to value of the labels but the background, from either MSD's or nnU-Net's form.
 
-    MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``.
+    MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``. nnU-Net's
+    regions, ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``, name no single value: with them no label is named.
 
     Raises:
-        InputError: a label's value is no whole number (nnU-Net's regions, a list of values, are not
-            supported).
+        InputError: a label's value is no whole number, or one of a region's is not.
     """
     labels = meta.get("labels", {})
     if not isinstance(labels, dict):
         raise InputError(f'{file}: "labels" must be an object such as {{"0": "background", "1": "tumour"}}')
+    regions = [(name, value) for name, value in labels.items() if isinstance(value, list)]
+    if regions:
+        for name, values in regions:
+            for value in values:
+                _integer(value, f"a value of region '{name}'", file)
+        return {}
     names: dict[str, int] = {}
     for key, value in labels.items():
         msd_form = isinstance(value, str) and not value.lstrip("-").isdigit()

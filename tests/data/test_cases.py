@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared_components.data.cases import Case, find_cases
+from shared_components.data.datalists import datalist
 from shared_components.errors import InputError
 from tests.data.folders import case_names, msd_folder, save, some_image, some_label
 
@@ -241,7 +242,7 @@ def test_channels_given_by_the_user_come_first(tmp_path):
         ("dataset.json", "{", "not valid JSON"),
         ("dataset.json", "[]", "expected an object"),
         ("dataset.json", '{"labels": ["a"]}', '"labels" must be an object'),
-        ("dataset.json", '{"labels": {"background": 0, "whole": [1, 2]}}', "label 'whole' is [1, 2]"),
+        ("dataset.json", '{"labels": {"background": 0, "whole": [1, "x"]}}', "region 'whole' is 'x'"),
         ("dataset.json", '{"channel_names": {"first": "T1"}}', "a channel number is 'first'"),
         ("dataset.json", '{"training": ["a.nii.gz"]}', '"training" entry 0'),
         ("split.json", '{"trian": []}', "unknown section 'trian'"),
@@ -255,6 +256,13 @@ def test_broken_json_names_file_and_reason(tmp_path, name, text, phrase):
     with pytest.raises(InputError) as error:
         find_cases(tmp_path)
     assert phrase in str(error.value) and str(tmp_path / name) in str(error.value)
+
+
+def test_regions_of_nnunet_name_no_single_value(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    msd_folder(tmp_path, case_names(5), labels=labels, regions_class_order=[1, 2])
+    assert find_cases(tmp_path).label_names == {}
+    assert len(datalist(tmp_path, "train", [1, 2])) == 3
 
 
 def test_json_with_a_byte_order_mark(tmp_path):
