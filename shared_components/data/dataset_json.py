@@ -38,6 +38,33 @@ def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], fi
     return tuple(str(name) for name in channels)
 
 
+def chosen_channels(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[int, ...] | None:
+    """Return which of the channels that ``dataset.json`` names the user's names are, in the user's order.
+
+    ``None`` if they are all of them in the same order, or other names: those stand for the channels as they come.
+    """
+    own = [name.lower() for name in channel_names(None, meta, file) or ()]
+    wanted = [] if channels is None or isinstance(channels, int) else channel_names(channels, meta, file) or ()
+    wanted = [name.lower() for name in wanted]
+    if not wanted or wanted == own or not set(wanted) <= set(own):
+        return None
+    return tuple(own.index(name) for name in wanted)
+
+
+def refuse_another_order(chosen: tuple[int, ...] | None, meta: dict[str, Any], file: Path) -> None:
+    """Refuse all of the channels in another order where they lie in one file, which is not taken apart.
+
+    Raises:
+        InputError: ``chosen`` (`chosen_channels`) is such an order.
+    """
+    own = channel_names(None, meta, file) or ()
+    if chosen and sorted(chosen) == list(range(len(own))):
+        asked = ", ".join(own[number] for number in chosen)
+        raise InputError(
+            f"{file}: the files hold the channels {', '.join(own)}, asked for were {asked}; keep the order"
+        )
+
+
 def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     """Return name to value of the labels but the background, from either MSD's or nnU-Net's form.
 

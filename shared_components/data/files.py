@@ -56,14 +56,24 @@ def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
     return None
 
 
+def is_image_folder(name: str) -> bool:
+    """Tell whether a folder of this name holds the images, labels being beside it; however it is capitalised."""
+    return name.lower() in {folder.lower() for folder in IMAGE_FOLDERS}
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the image files directly in ``folder``, sorted by name; none if there is no such folder.
 
-    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed.
+    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed. A link to
+    nothing is one of them too, so that a case does not vanish with what it links to.
     """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+    return sorted(path for path in folder.iterdir() if image_stem(path.name) and (path.is_file() or _is_dead(path)))
+
+
+def _is_dead(link: Path) -> bool:
+    return link.is_symlink() and not link.exists()
 
 
 def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
@@ -87,10 +97,10 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def series_below(folder: Path) -> Path | None:
-    """Return the first folder of DICOM files at any depth below ``folder``, if one is among those looked at."""
+def images_below(folder: Path) -> Path | None:
+    """Return the first folder of images or of a DICOM series at any depth below, if one is among those looked at."""
     below = (Path(path) for path, _, _ in os.walk(folder))
-    return next(filter(is_series, islice(below, _FOLDERS_LOOKED_AT)), None)
+    return next((path for path in islice(below, _FOLDERS_LOOKED_AT) if is_series(path) or image_files(path)), None)
 
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:

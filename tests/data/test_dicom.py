@@ -94,7 +94,7 @@ def test_what_windows_and_archives_leave_beside_the_slices(tmp_path, volume):
 
 def test_a_series_that_lies_deeper_is_pointed_at(tmp_path, volume):
     folder = write_series(tmp_path / "patient" / "study" / "series", volume)
-    with pytest.raises(InputError, match=f"no images found; .*; DICOM files lie deeper, in {folder}; put"):
+    with pytest.raises(InputError, match=f"no images found; .*; images lie deeper, in {folder}: list"):
         find_cases(tmp_path)
 
 
