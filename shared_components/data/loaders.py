@@ -25,6 +25,7 @@ from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
 PICTURE_FORMAT = "picture_format"
+_READ_FROM = "read_from"  # the file itself, where the result is called otherwise
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
 _DEEP_TO_8_BIT = 257
 
@@ -216,8 +217,9 @@ class _LoadCased(LoadImaged):
         loaded = super().__call__(data, reader)
         for key in self.key_iterator(loaded):
             if isinstance(loaded[key], MetaTensor):
-                file = Path(str(loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ]))
-                loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(_result_file(file, loaded.get("case")))
+                meta = loaded[key].meta
+                meta[_READ_FROM] = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
+                meta[ImageMetaKey.FILENAME_OR_OBJ] = str(_result_file(Path(meta[_READ_FROM]), loaded.get("case")))
         return loaded
 
 
@@ -337,7 +339,7 @@ def _file_of(image: Any) -> Path | None:
     if isinstance(image, (list, tuple)):
         image = image[0] if image else None
     if isinstance(image, MetaTensor):
-        image = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+        image = image.meta.get(_READ_FROM, image.meta.get(ImageMetaKey.FILENAME_OR_OBJ))
     return Path(image).expanduser() if isinstance(image, (str, os.PathLike)) else None
 
 
