@@ -272,6 +272,9 @@ def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: l
     for kind, what in _WARNED_OF.items():
         if kinds[kind]:
             logger.warning("%s: %d of %d %s cases %s", folder.root, kinds[kind], len(used), section, what)
+    for finding in findings:
+        if finding.kind == "absent_label":
+            logger.warning("%s: %s cases: %s", folder.root, section, finding.message)
     for problem in folder.problems:
         if problem.kind == "images_below":
             logger.warning("%s", describe(problem, folder.root))
