@@ -237,9 +237,10 @@ def _check_names(options: Iterable[str]) -> None:
     """
     if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
         return
-    content = _configuration(sys.argv)
+    arguments = [*sys.argv[1:], *_of_args_file(sys.argv)]
+    content = _configuration(arguments)
     known = {*options, *_RUN_OPTIONS, *content}
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
         match = re.match(r"--?([A-Za-z_][\w-]*)((?:(?:#|::)[\w-]+)*)(=|$)", argument)
         if match is None:
             continue
@@ -301,17 +302,32 @@ def _check_none() -> None:
             raise InputError(f"{name} None: MONAI leaves such an option out; write {name} '$None', or leave it out")
 
 
-def _configuration(arguments: list[str]) -> dict[str, Any]:
-    """Return the content of the files that ``--config_file`` names, merged and parsed as MONAI's command line does."""
+def _option(arguments: Sequence[str], wanted: str) -> str:
+    """Return the value of an option of a command, '' where it is not given."""
     for option, following in zip(arguments, [*arguments[1:], ""]):
         name, _, value = option.partition("=")
-        if name.lstrip("-") == "config_file":
-            files = DefaultParseValue(value or following)
-            files = files.split(",") if isinstance(files, str) else files
-            parser = ConfigParser()
-            parser.read_config([file for file in files if Path(file).is_file()])
-            return {key: value for key, value in parser.get().items() if key != "_meta_"}
-    return {}
+        if name.lstrip("-") == wanted:
+            return value or following
+    return ""
+
+
+def _of_args_file(arguments: Sequence[str]) -> list[str]:
+    """Return what MONAI's ``--args_file`` holds as options of the command."""
+    file = _option(arguments, "args_file")
+    content = ConfigParser.load_config_file(file) if Path(file).is_file() else {}
+    return [f"--{key}={value}" for key, value in content.items()]
+
+
+def _configuration(arguments: list[str]) -> dict[str, Any]:
+    """Return the content of the files that ``--config_file`` names, merged and parsed as MONAI's command line does."""
+    given = _option(arguments, "config_file")
+    if not given:
+        return {}
+    files = DefaultParseValue(given)
+    files = files.split(",") if isinstance(files, str) else files
+    parser = ConfigParser()
+    parser.read_config([file for file in files if Path(file).is_file()])
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
 
 
 def bfloat16_pays() -> bool:

@@ -24,8 +24,8 @@ from shared_components.data.files import (
     IMAGE_FOLDERS,
     PICTURE_SUFFIXES,
     annotations_by_stem,
+    deeper_images,
     image_stem,
-    images_below,
     images_by_stem,
     is_series,
     read_json_object,
@@ -90,19 +90,8 @@ def find_cases(
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
     folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
-        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{_hint(root)}")
+        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{deeper_images(root)}")
     return folder
-
-
-def _hint(root: Path) -> str:
-    """Say where images lie deeper than they are looked for."""
-    inside = sorted(child for child in root.iterdir() if (child / "imagesTr").is_dir())
-    if inside:
-        return f"; did you mean {inside[0]}?"
-    deeper = images_below(root)
-    return (
-        f"; images lie deeper, in {deeper}: list them in a manifest.csv, or put them into one folder" if deeper else ""
-    )
 
 
 class _Finder:
@@ -147,6 +136,8 @@ class _Finder:
 
     def _folder(self, layout: str, cases: list[Case], unlabelled: list[Case], **more: Any) -> CaseFolder:
         self._check_ids(cases, unlabelled)
+        if self.chosen:  # their results are called by the case, not by the channel that happens to be the first
+            cases, unlabelled = ([replace(case, named=True) for case in part] for part in (cases, unlabelled))
         cases, unlabelled = named_apart(cases), named_apart(unlabelled)
         most = max((len(case.images) for case in cases + unlabelled), default=1)
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))

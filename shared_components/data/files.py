@@ -97,10 +97,16 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def images_below(folder: Path) -> Path | None:
-    """Return the first folder of images or of a DICOM series at any depth below, if one is among those looked at."""
-    below = (Path(path) for path, _, _ in os.walk(folder))
-    return next((path for path in islice(below, _FOLDERS_LOOKED_AT) if is_series(path) or image_files(path)), None)
+def deeper_images(root: Path) -> str:
+    """Say where images lie that are deeper in a folder than they are looked for; '' if there are none."""
+    inside = sorted(child for child in root.iterdir() if (child / "imagesTr").is_dir())
+    if inside:
+        return f"; did you mean {inside[0]}?"
+    below = (Path(path) for path, _, _ in os.walk(root))
+    deeper = next((path for path in islice(below, _FOLDERS_LOOKED_AT) if is_series(path) or image_files(path)), None)
+    return (
+        f"; images lie deeper, in {deeper}: list them in a manifest.csv, or put them into one folder" if deeper else ""
+    )
 
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -110,6 +112,21 @@ def test_a_value_given_for_a_key_that_the_configuration_does_not_hand_over(monke
         check_settings()
     monkeypatch.setattr(sys, "argv", [*command, "--resume", "--flip_prob=0.2", "--num_folds", "$2 + 1"])
     check_settings()
+
+
+def test_what_monais_args_file_holds_is_checked_like_the_command(monkeypatch, tmp_path):
+    (tmp_path / "c.json").write_text('{"flip_prob": 0.5, "depth": 2}', encoding="utf-8")
+    arguments = {"config_file": [str(tmp_path / "c.json")], "depth": 3}
+    command = ["/x/monai/bundle/__main__.py", "run", "--args_file", str(tmp_path / "args.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--flip_prob", "0.2"])
+    for more, message in [
+        ({}, ""),
+        ({"flip_prop": 1}, "--flip_prop: no such option; did you mean --flip_prob"),
+        ({"flip_prob": 7}, "flip_prob is 7; expected a share"),
+    ]:
+        (tmp_path / "args.json").write_text(json.dumps({**arguments, **more}), encoding="utf-8")
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            check_settings()
 
 
 def test_output_folder_is_named_after_the_data(tmp_path, monkeypatch):

@@ -282,6 +282,7 @@ def test_channels_by_their_names_in_dataset_json_choose_the_files_and_order_them
     first, second = "a_0000.nii.gz", "a_0001.nii.gz"
     assert files(["flair", "t1c"]) == [second, first] and files("FLAIR") == [second]
     assert files(["t1c", "flair"]) == files(["x", "y"]) == files(None) == files(2) == [first, second]
+    assert find_cases(tmp_path, "flair").cases[0].datalist_item()["case"] == "a"
     (tmp_path / "imagesTr" / first).unlink()
     assert find_cases(tmp_path, ["flair"]).problems == []
     (problem,) = find_cases(tmp_path, ["flair", "t1c"]).problems
