@@ -234,12 +234,17 @@ def _without_errors(
     if not good:
         raise InputError(
             f"{folder.root}: no usable case in section '{section}' ({len(folder.cases)} cases in the folder, "
-            f"{len(bad)} of this section with errors); add cases or change split.json"
+            f"{len(bad)} of this section with errors); add cases or change split.json{_fold_hint(folder, section)}"
         )
     if errors:
         logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
         note_left_out(folder, errors)
     return good
+
+
+def _fold_hint(folder: CaseFolder, section: str) -> str:
+    few = section == "validation" and folder.split is None and folder.fold is None and 0 < len(folder.cases) < 3
+    return "; --fold 0 validates so few on those that are trained on" if few else ""
 
 
 def _for_want_of_a_label(errors: Sequence[Finding]) -> str:

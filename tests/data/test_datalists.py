@@ -132,6 +132,14 @@ def test_a_class_that_no_mask_of_a_section_has_is_told(tmp_path, caplog, capsys)
     assert "none of the 5 masks has the label 2 (posterior)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_cases_to_validate_on_are_told_of_the_fold_that_works(tmp_path, count):
+    root = msd_folder(tmp_path, case_names(count))
+    with pytest.raises(InputError, match="no usable case in section 'validation' .*; --fold 0 validates"):
+        datalist(root, "validation")
+    assert len(datalist(root, "validation", fold=0)) == len(datalist(root, "train", fold=0)) == 1
+
+
 def test_leaks_are_refused_whatever_the_section(tmp_path):
     ids = case_names(5)
     msd_folder(tmp_path, ids)
