@@ -18,6 +18,7 @@ from monai.data import decollate_batch, list_data_collate
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import ExifTags, Image
 
+from shared_components.bundle_tools.settings import _RULES
 from shared_components.errors import find_input_error
 from tests.zoo_procedure import LARGEST_FILE, REQUIRED_FILES, config_sets, unresolved, wrong_ids
 
@@ -263,6 +264,20 @@ def test_a_wrong_value_is_refused_where_it_arrives(bundle: Path, key: str, value
         message = input_error(parser(bundle, name, **{key: value}), "network_def", "initialize")
         assert "\n" not in message
         assert [part for part in listed if part not in message] == []
+
+
+def test_labels_that_are_no_class_numbers_are_refused_before_anything_is_trained_on_them(bundle: Path) -> None:
+    for name in ("train", "inference"):
+        assert read(bundle, name)["labels"]
+        message = input_error(parser(bundle, name, labels={"first": 3, "second": 6}), "initialize")
+        assert "labels is {'first': 3, 'second': 6}; expected" in message and "adapt_bundle" in message
+
+
+def test_the_configurations_keep_the_rules_for_what_a_user_gives(bundle: Path) -> None:
+    for name in sorted(path.stem for path in (bundle / "configs").glob("*.json")):
+        for key, value in read(bundle, name).items():
+            expected, holds = _RULES.get(key, ("", lambda v: True))
+            assert str(value).startswith("$") or holds(value), f"{name}.json: {key} is {value!r}; expected {expected}"
 
 
 def test_a_dataset_dir_that_does_not_exist_is_an_error_and_never_phantoms(bundle: Path, tmp_path: Path) -> None:

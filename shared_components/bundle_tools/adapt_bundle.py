@@ -272,7 +272,7 @@ def _fitted(source: Source, choices: list[Choice], found: Fingerprint, task: Tas
     if cached > task.memory:
         logger.warning(
             "training keeps its cases in memory, about %.3g GiB of the %.3g GiB there are: choose a coarser pixdim, "
-            "scale or image_size, or a machine with more",
+            "scale or image_size, keep fewer with --train#dataset#cache_num N, or take a machine with more",
             cached / 2**30,
             task.memory / 2**30,
         )

@@ -51,10 +51,15 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
 
 
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, Mapping) and sorted(map(str, value.values())) == [str(n + 1) for n in range(len(value))]
+
+
 def _is_orientation(value: Any) -> bool:
     return isinstance(value, str) and sorted("LPI".find(c) + "RAS".find(c) + 1 for c in value) == [0, 1, 2]
 
 
+_SHARE = ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
@@ -63,6 +68,13 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
     "image_size": ("two whole numbers of pixels such as [128,128]", _is_size),
+    "drop_last": _SWITCH,
+    "flip_prob": _SHARE,
+    "labels": (
+        "each name with a number of its own from 1 on, such as {'liver': 1, 'spleen': 2}; where the files store other "
+        "values, renumber them, or let adapt_bundle make a bundle for them",
+        _are_classes,
+    ),
     "learned_variance": _SWITCH,
     "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
     "max_epochs": _whole(1),
@@ -71,27 +83,30 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v is None or (type(v) is int and v >= 1),
     ),
     "num_adjacent_slices": _whole(0),
+    "num_channels": _whole(1),
     "num_inference_steps": ("a whole number of at least 1", lambda v: v is None or (type(v) is int and v >= 1)),
     "num_samples": _whole(1),
     "num_train_timesteps": _whole(1),
     "num_workers": _whole(0),
     "overwrite": _SWITCH,
     "patch_size": (
-        "whole numbers of voxels, one for each axis, such as [40,56,6]",
-        lambda v: isinstance(v, (list, tuple)) and all(type(size) is int and size >= 1 for size in v),
+        "three whole numbers of voxels, one for each axis, such as [40,56,6]",
+        lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(type(size) is int and size >= 1 for size in v),
     ),
     "pixdim": (
         "three distances in mm such as [1.0,1.0,1.0]",
         lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_is_number(step) and step > 0 for step in v),
     ),
-    "recycled_share": ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
+    "recycled_share": _SHARE,
     "resume": _SWITCH,
+    "roll_out_share": _SHARE,
     "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),
+    "shuffle": _SWITCH,
     "skip_bad": _SWITCH,
     "source_share": ("a share of at least 0 and less than 1", lambda v: type(v) in (int, float) and 0 <= v < 1),
     "val_interval": _whole(1),
 }
-# of keys inside others, which are checked where the command line gives them
+# of keys inside others, which are checked where the command line gives them, as the rules above are too
 _INNER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ema#momentum": (
         "1 - decay, such as 0.0001 for the published decay 0.9999 (above 0.5 in a configuration file only)",
@@ -222,9 +237,10 @@ def _check_names(options: Iterable[str]) -> None:
     """
     if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
         return
-    content = _configuration(sys.argv)
+    arguments = [*sys.argv[1:], *_of_args_file(sys.argv)]
+    content = _configuration(arguments)
     known = {*options, *_RUN_OPTIONS, *content}
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
         match = re.match(r"--?([A-Za-z_][\w-]*)((?:(?:#|::)[\w-]+)*)(=|$)", argument)
         if match is None:
             continue
@@ -236,7 +252,7 @@ def _check_names(options: Iterable[str]) -> None:
         if name in content:
             parts = re.split("#|::", match.group(2))[1:]
             _check_inner_name(name, parts, content[name])
-            _check_inner_value("#".join((name, *parts)), argument[match.end() :] or following)
+            _check_given_value("#".join((name, *parts)), argument[match.end() :] or following)
 
 
 def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
@@ -257,8 +273,10 @@ def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
             raise InputError(f"--{'#'.join((name, *parts))}: no '{part}' there; {hint}")
 
 
-def _check_inner_value(name: str, text: str) -> None:
-    expected, holds = _INNER_RULES.get(name, ("", lambda v: True))
+def _check_given_value(name: str, text: str) -> None:
+    if not text or text.startswith("--"):
+        return  # a switch without a value, which stands for True
+    expected, holds = {**_RULES, **_INNER_RULES}.get(name, ("", lambda v: True))
     value = DefaultParseValue(text)
     is_expression = isinstance(value, str) and value.startswith(("$", "@", "%"))
     if not is_expression and not holds(value):
@@ -284,17 +302,32 @@ def _check_none() -> None:
             raise InputError(f"{name} None: MONAI leaves such an option out; write {name} '$None', or leave it out")
 
 
-def _configuration(arguments: list[str]) -> dict[str, Any]:
-    """Return the content of the files that ``--config_file`` names, merged and parsed as MONAI's command line does."""
+def _option(arguments: Sequence[str], wanted: str) -> str:
+    """Return the value of an option of a command, '' where it is not given."""
     for option, following in zip(arguments, [*arguments[1:], ""]):
         name, _, value = option.partition("=")
-        if name.lstrip("-") == "config_file":
-            files = DefaultParseValue(value or following)
-            files = files.split(",") if isinstance(files, str) else files
-            parser = ConfigParser()
-            parser.read_config([file for file in files if Path(file).is_file()])
-            return {key: value for key, value in parser.get().items() if key != "_meta_"}
-    return {}
+        if name.lstrip("-") == wanted:
+            return value or following
+    return ""
+
+
+def _of_args_file(arguments: Sequence[str]) -> list[str]:
+    """Return what MONAI's ``--args_file`` holds as options of the command."""
+    file = _option(arguments, "args_file")
+    content = ConfigParser.load_config_file(file) if Path(file).is_file() else {}
+    return [f"--{key}={value}" for key, value in content.items()]
+
+
+def _configuration(arguments: list[str]) -> dict[str, Any]:
+    """Return the content of the files that ``--config_file`` names, merged and parsed as MONAI's command line does."""
+    given = _option(arguments, "config_file")
+    if not given:
+        return {}
+    files = DefaultParseValue(given)
+    files = files.split(",") if isinstance(files, str) else files
+    parser = ConfigParser()
+    parser.read_config([file for file in files if Path(file).is_file()])
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
 
 
 def bfloat16_pays() -> bool:
@@ -329,7 +362,7 @@ def own_data(dataset_dir: str | os.PathLike | None) -> str:
 def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike | None) -> str:
     """Where a run writes unless told: ``<bundle>/output/<name of the data set>``, or ``.../phantoms``."""
     without_data = "monai_label" if in_monai_label() else "phantoms"
-    name = without_data if dataset_dir is None else Path(str(dataset_dir)).absolute().name
+    name = without_data if dataset_dir is None else os.path.basename(os.path.abspath(dataset_dir))
     return str(Path(bundle_root) / "output" / name)
 
 

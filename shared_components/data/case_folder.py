@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from shared_components.data.files import image_stem
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,17 @@ class CaseFolder:
     def labelled(self) -> bool:
         """Whether the layout has labels at all."""
         return self.layout != "images" and (self.layout != "manifest" or self.label_column is not None)
+
+
+def named_apart(cases: list[Case]) -> list[Case]:
+    """Mark the cases whose (first) image file has the same name as another's."""
+    stems = Counter(image_stem(case.images[0].name) or case.images[0].name for case in cases if case.images)
+    return [replace(case, named=True) for case in cases] if max(stems.values(), default=1) > 1 else cases
+
+
+def paired_cases(images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> list[Case]:
+    """Return the cases of images (id to channel to file) and labels (id to file), sorted by id."""
+    return [
+        Case(case, tuple(path for _, path in sorted(images.get(case, {}).items())), labels.get(case))
+        for case in sorted(set(images) | set(labels))
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,22 @@ from typing import Any
 
 from shared_components.data.abdomen import AbdomenCases, abdomen_cases
 from shared_components.data.aperio import looks_like_aperio
-from shared_components.data.case_folder import Case, CaseFolder, Finding
+from shared_components.data.case_folder import Case, CaseFolder, Finding, named_apart, paired_cases
 from shared_components.data.columns import Columns, case_folders, channel_folders, masks_by_class
-from shared_components.data.dataset_json import channel_names, label_names, read_split, training_list
+from shared_components.data.dataset_json import (
+    channel_names,
+    chosen_channels,
+    label_names,
+    read_split,
+    refuse_another_order,
+    training_list,
+)
 from shared_components.data.files import (
     CHANNEL_SUFFIX,
     IMAGE_FOLDERS,
     PICTURE_SUFFIXES,
     annotations_by_stem,
+    deeper_images,
     image_stem,
     images_by_stem,
     is_series,
@@ -70,8 +77,9 @@ def find_cases(
     Args:
         dataset_dir: the folder.
         channels: names of the image channels, or their number; by default those of ``dataset.json``, else as
-            many as there are files a case. For a manifest, names of its image columns, by default "image"; for folders
-            of channels or of cases, names of those folders or files.
+            many as there are files a case. Names that it has, of a file a channel, choose and order the files. For a
+            manifest, names of its image columns, by default "image"; for folders of channels or of cases, names of
+            those folders or files.
         label_column: the manifest's column of label paths; by default the first of label, mask, seg and segmentation
             that holds paths. For folders of channels or of cases, the folder's or the files' name.
 
@@ -85,11 +93,14 @@ def find_cases(
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
     folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
-        below = (child for pattern in ("*", "*/*") for child in root.glob(pattern) if _holds_data(child))
-        inside = sorted(str(child.relative_to(root)) for child in below)
-        hint = f"; did you mean {root / inside[0]}?" if inside else ""
-        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{hint}")
+        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{_hint(root)}")
     return folder
+
+
+def _hint(root: Path) -> str:
+    below = (child for pattern in ("*", "*/*") for child in root.glob(pattern) if _holds_data(child))
+    inside = sorted(str(child.relative_to(root)) for child in below)
+    return f"; did you mean {root / inside[0]}?" if inside else deeper_images(root)
 
 
 def _holds_data(folder: Path) -> bool:
@@ -107,6 +118,7 @@ class _Finder:
         self.label_column = label_column
         self.meta = read_json_object(file) if file.is_file() else {}
         self.names = channel_names(channels, self.meta, file)
+        self.chosen = chosen_channels(channels, self.meta, file)
         self.label_names = label_names(self.meta, file)
         self.listing = training_list(self.meta, root, file)
         self.split = read_split(root)
@@ -140,7 +152,9 @@ class _Finder:
 
     def _folder(self, layout: str, cases: list[Case], unlabelled: list[Case], **more: Any) -> CaseFolder:
         self._check_ids(cases, unlabelled)
-        cases, unlabelled = _named_apart(cases), _named_apart(unlabelled)
+        if self.chosen:  # their results are called by the case, not by the channel that happens to be the first
+            cases, unlabelled = ([replace(case, named=True) for case in part] for part in (cases, unlabelled))
+        cases, unlabelled = named_apart(cases), named_apart(unlabelled)
         most = max((len(case.images) for case in cases + unlabelled), default=1)
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
         named = self.names is not None or most > 1
@@ -165,8 +179,8 @@ class _Finder:
         return folder if found else None
 
     def _one_of(self, names: tuple[str, ...], what: str) -> Path | None:
-        inside = {child.name for child in self.root.iterdir() if child.is_dir()}  # as written, whatever the disk's case
-        found = [self.root / name for name in names if name in inside]
+        inside = sorted(child for child in self.root.iterdir() if child.is_dir())
+        found = [child for child in inside if child.name.lower() in {name.lower() for name in names}]
         if len(found) > 1:
             both = " and ".join(f"{folder.name}/" for folder in found)
             raise InputError(f"{self.root}: has both {both}; keep the one that belongs to the {what}")
@@ -206,7 +220,7 @@ class _Finder:
         images = images_by_stem(image_dir)
         groups = self._grouped(images, self._has_channel_suffix([stem for stem, _ in images], set(masks)))
         self._report_unpaired(groups, {case: next(filter(None, paths)) for case, paths in masks.items()})
-        cases = [replace(case, masks=masks.get(case.id, ())) for case in _cases(groups, {})]
+        cases = [replace(case, masks=masks.get(case.id, ())) for case in paired_cases(groups, {})]
         return self._folder("paired", cases, [])
 
     def _from_manifest(
@@ -260,7 +274,7 @@ class _Finder:
             self._problem("", folder, f"{text}; give their folder as dataset_dir", "images_below", "warning")
         files = files or below
         suffixed = self._has_channel_suffix([stem for stem, _ in files], set())
-        return "images", _cases(self._grouped(files, suffixed), {}), []
+        return "images", paired_cases(self._grouped(files, suffixed), {}), []
 
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
         images = images_by_stem(image_dir)
@@ -275,7 +289,9 @@ class _Finder:
             image_groups, label_paths = self._listed(image_groups, label_paths)
         self._report_unpaired(image_groups, label_paths)
         layout = "paired" if paired else "nnunet" if suffixed else "msd"
-        return layout, _cases(image_groups, label_paths), _cases(self._grouped(tests, suffixed), {})
+        if not suffixed:
+            refuse_another_order(self.chosen, self.meta, self.root / "dataset.json")
+        return layout, paired_cases(image_groups, label_paths), paired_cases(self._grouped(tests, suffixed), {})
 
     def _has_channel_suffix(self, stems: list[str], label_stems: set[str]) -> bool:
         """Tell whether ``_0000`` at the end of image names is nnU-Net's channel, not a part of the id."""
@@ -302,7 +318,14 @@ class _Finder:
                 self._problem(case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id")
         if suffixed:
             self._report_missing_channels(groups)
-        return groups
+        return self._chosen(groups) if suffixed and self.chosen else groups
+
+    def _chosen(self, groups: dict[str, dict[int, Path]]) -> dict[str, dict[int, Path]]:
+        """Keep the channels that the user names, in the user's order."""
+        kept = {
+            case: {new: group[n] for new, n in enumerate(self.chosen) if n in group} for case, group in groups.items()
+        }
+        return {case: group for case, group in kept.items() if group}
 
     def _report_missing_channels(self, groups: dict[str, dict[int, Path]]) -> None:
         most = max((max(group) for group in groups.values()), default=0) + 1
@@ -312,10 +335,11 @@ class _Finder:
             return  # nnU-Net's colour pictures: one file of three channels
         for case, group in groups.items():
             present = next(iter(group.values()))
-            for channel in sorted(set(range(len(names))) - set(group)):
-                file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
-                text = f"channel {channel} ({names[channel]}) is missing: there is no such file"
-                self._problem(case, file, text, "missing_channel")
+            for channel, name in zip(self.chosen or range(len(names)), names):
+                if channel not in group:
+                    file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
+                    text = f"channel {channel} ({name}) is missing: there is no such file"
+                    self._problem(case, file, text, "missing_channel")
 
     def _listed(
         self, images: dict[str, dict[int, Path]], labels: dict[str, Path]
@@ -389,16 +413,3 @@ def _labels_by_stem(folder: Path, images: list[tuple[str, Path]]) -> list[tuple[
     stems = [stem for stem, _ in images]
     lacking = set(stems) - {stem for stem, _ in without_label_suffix(maps, stems)}
     return maps + [(stem, path) for stem, path in annotations if stem in lacking]
-
-
-def _named_apart(cases: list[Case]) -> list[Case]:
-    """Mark the cases whose (first) image file has the same name as another's."""
-    stems = Counter(image_stem(case.images[0].name) or case.images[0].name for case in cases if case.images)
-    return [replace(case, named=True) for case in cases] if max(stems.values(), default=1) > 1 else cases
-
-
-def _cases(images: dict[str, dict[int, Path]], labels: dict[str, Path]) -> list[Case]:
-    return [
-        Case(case, tuple(path for _, path in sorted(images.get(case, {}).items())), labels.get(case))
-        for case in sorted(set(images) | set(labels))
-    ]

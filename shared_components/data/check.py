@@ -53,7 +53,17 @@ def check_case(
     Returns:
         Errors, warnings and notes, in the order of the files; empty if all is well.
     """
-    allowed = allowed_values(labels)
+    return _checked(case, allowed_values(labels), num_channels, affine_tolerance, spatial_dims, channel).findings
+
+
+def _checked(
+    case: Case,
+    allowed: frozenset[int] | None,
+    num_channels: int | None,
+    affine_tolerance: float,
+    spatial_dims: int,
+    channel: int | None,
+) -> _CaseCheck:
     check = _CaseCheck(case, affine_tolerance, spatial_dims)
     channels = [check.image(path) for path in case.images]
     found = [number for number in channels if number]
@@ -65,7 +75,7 @@ def check_case(
         check.label(case.label, allowed)
     for mask in filter(None, case.masks):  # one a class
         check.label(mask, frozenset({0, 1}))
-    return check.findings
+    return check
 
 
 class _CaseCheck:
@@ -77,6 +87,7 @@ class _CaseCheck:
         self.spatial_dims = spatial_dims
         self.first: tuple[Path, Grid] | None = None
         self.findings: list[Finding] = []
+        self.values: frozenset[int] | None = None  # of the label map, if it can be read
 
     def image(self, path: Path) -> int:
         """Check an image file; return its number of channels, 0 if it cannot be used."""
@@ -140,6 +151,8 @@ class _CaseCheck:
         if content is None:
             return
         grid, num_channels, scan = content
+        if path == self.case.label:
+            self.values = frozenset(scan.values)
         self._compare(path, grid, "label_grid")
         if num_channels > 1:
             self._add("error", path, f"label with {num_channels} channels, expected one label map", "label_channels")
@@ -227,23 +240,41 @@ def check_cases(
         num_workers: threads; by default the number of CPU cores, at most 8.
 
     Returns:
-        The findings in the order of the cases, and those of the folder about these cases before them.
+        The findings in the order of the cases, and those of the folder about these cases before them. Of a label that
+        is named and that no mask has, a warning.
     """
     ids = {case.id for case in cases}
     known = [problem for problem in folder.problems if problem.case in ids]
     incomplete = {problem.case for problem in known if problem.kind in ("missing_channel", "no_suffix")}
-    wanted = allowed_values(folder.label_names or None if labels is None else labels)
+    labels = folder.label_names or None if labels is None else labels
+    wanted = allowed_values(labels)
     either = num_channels is None and not folder.channels_named and spatial_dims == 2
 
-    def one(case: Case) -> list[Finding]:
+    def one(case: Case) -> _CaseCheck:
         expected = None if case.id in incomplete or either else num_channels or len(folder.channels)
-        return check_case(case, wanted, expected, affine_tolerance, spatial_dims, channel)
+        return _checked(case, wanted, expected, affine_tolerance, spatial_dims, channel)
 
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
     progress = partial(tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(progress(pool.map(one, cases)))
-    return known + [finding for findings in found for finding in findings]
+        checks = list(progress(pool.map(one, cases)))
+    values = [check.values for check in checks if check.values is not None]
+    found = [finding for check in checks for finding in check.findings]
+    return known + found + _absent_labels(folder, labels, values)
+
+
+def _absent_labels(folder: CaseFolder, labels: Labels, values: list[frozenset[int]]) -> list[Finding]:
+    """Return a warning for each of several named labels that no mask has."""
+    if not isinstance(labels, Mapping) or len(labels) < 2 or not any(found - {0} for found in values):
+        return []
+    masks = f"none of the {len(values)} masks has" if len(values) > 1 else "the one mask has not"
+    text = "it cannot be learned, and its Dice is 1 where none is found"
+    present = frozenset().union(*values)
+    return [
+        Finding("warning", "", str(folder.root), f"{masks} the label {value} ({name}): {text}", "absent_label")
+        for name, value in labels.items()
+        if value and value not in present
+    ]
 
 
 def check_folder(

@@ -118,7 +118,8 @@ def _write(path: Path, content: object) -> None:
 
 
 def _suffix(path: Path) -> str:
-    return path.name[len(label_stem(path.name) or path.stem) :]
+    stem = label_stem(path.name)
+    return path.name[len(stem) :] if stem else ""  # none of a series' folder, however it is called
 
 
 def _link(source: Path, link: Path) -> None:
@@ -147,8 +148,8 @@ def fill_nonfinite(case: Case, findings: list[Finding], target: Path) -> tuple[d
         if finding.kind != "nonfinite" or not path.name.lower().endswith(_FILLABLE):
             changed.append(finding)
             continue
-        copies[path] = target / "filled" / path.name if path not in copies else copies[path]
-        copies[path].parent.mkdir(exist_ok=True)
+        copies[path] = target / "filled" / case.id / path.name  # other cases' files may have its name
+        copies[path].parent.mkdir(parents=True, exist_ok=True)
         _fill(path, copies[path])
         what = finding.message.partition(";")[0]
         changed.append(replace(finding, level="warning", message=f"{what}; filled in the copy {copies[path]}"))

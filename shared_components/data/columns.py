@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared_components.data.files import IMAGE_FOLDERS, images_by_stem, read_json_object, without_label_suffix
+from shared_components.data.files import images_by_stem, is_image_folder, read_json_object, without_label_suffix
 from shared_components.data.manifest import Manifest, Row
 from shared_components.errors import InputError
 
@@ -54,7 +54,7 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
     label = label_column if label_column in inside else next((name for name in LABEL_FOLDERS if name in inside), None)
     if label is None or (label_column and label != label_column):
         return None
-    if label_column is None and set(inside) & set(IMAGE_FOLDERS):
+    if label_column is None and any(map(is_image_folder, inside)):
         return None  # images/ beside labels/: a pair
     named = _names(channels)
     every_stem = {stem for name, files in inside.items() if name != label for stem in files}
@@ -77,7 +77,8 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
     ``masks/`` or ``labels/`` in the case's holds one mask file a class. Channels are the columns that ``channels``
     names, else the others that most cases have. A ``labels.json`` of value to name beside the files names the labels.
     """
-    folders = [child for child in _folders(root) if child.name not in (*LABEL_FOLDERS, *IMAGE_FOLDERS)]
+    others = [child for child in _folders(root) if not is_image_folder(child.name)]
+    folders = [child for child in others if child.name.lower() not in LABEL_FOLDERS]
     inside = {child: _by_column(child) for child in folders}
     inside = {child: files for child, files in inside.items() if files}
     counts = Counter(column for files in inside.values() for column in files)
@@ -128,7 +129,7 @@ def _names(channels: Channels) -> tuple[str, ...]:
 
 
 def _without_other_labels(names: Sequence[str], label_column: str | None) -> list[str]:
-    if label_column and (images := [name for name in names if name in IMAGE_FOLDERS]):
+    if label_column and (images := [name for name in names if is_image_folder(name)]):
         return images[:1]
     return [name for name in names if name not in LABEL_FOLDERS and name != "instances"]
 

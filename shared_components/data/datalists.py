@@ -246,12 +246,17 @@ def _without_errors(
     if not good:
         raise InputError(
             f"{folder.root}: no usable case in section '{section}' ({len(folder.cases)} cases in the folder, "
-            f"{len(bad)} of this section with errors); add cases or change split.json"
+            f"{len(bad)} of this section with errors); add cases or change split.json{_fold_hint(folder, section)}"
         )
     if errors:
         logger.warning("%s: %d of %d %s cases are used, the others have errors", folder.root, len(good), total, section)
         note_left_out(folder, errors)
     return good
+
+
+def _fold_hint(folder: CaseFolder, section: str) -> str:
+    few = section == "validation" and folder.split is None and folder.fold is None and 0 < len(folder.cases) < 3
+    return "; --fold 0 validates so few on those that are trained on" if few else ""
 
 
 def _for_want_of_a_label(errors: Sequence[Finding]) -> str:
@@ -284,6 +289,9 @@ def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: l
     for kind, what in _WARNED_OF.items():
         if kinds[kind]:
             logger.warning("%s: %d of %d %s cases %s", folder.root, kinds[kind], len(used), section, what)
+    for finding in findings:
+        if finding.kind == "absent_label":
+            logger.warning("%s: %s cases: %s", folder.root, section, finding.message)
     for problem in folder.problems:
         if problem.kind == "images_below":
             logger.warning("%s", describe(problem, folder.root))

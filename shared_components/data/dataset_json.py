@@ -38,18 +38,51 @@ def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], fi
     return tuple(str(name) for name in channels)
 
 
+def chosen_channels(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[int, ...] | None:
+    """Return which of the channels that ``dataset.json`` names the user's names are, in the user's order.
+
+    ``None`` if they are all of them in the same order, or other names: those stand for the channels as they come.
+    """
+    own = [name.lower() for name in channel_names(None, meta, file) or ()]
+    wanted = [] if channels is None or isinstance(channels, int) else channel_names(channels, meta, file) or ()
+    wanted = [name.lower() for name in wanted]
+    if not wanted or wanted == own or not set(wanted) <= set(own):
+        return None
+    return tuple(own.index(name) for name in wanted)
+
+
+def refuse_another_order(chosen: tuple[int, ...] | None, meta: dict[str, Any], file: Path) -> None:
+    """Refuse all of the channels in another order where they lie in one file, which is not taken apart.
+
+    Raises:
+        InputError: ``chosen`` (`chosen_channels`) is such an order.
+    """
+    own = channel_names(None, meta, file) or ()
+    if chosen and sorted(chosen) == list(range(len(own))):
+        asked = ", ".join(own[number] for number in chosen)
+        raise InputError(
+            f"{file}: the files hold the channels {', '.join(own)}, asked for were {asked}; keep the order"
+        )
+
+
 def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     """Return name to value of the labels but the background, from either MSD's or nnU-Net's form.
 
-    MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``.
+    MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``. nnU-Net's
+    regions, ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``, name no single value: with them no label is named.
 
     Raises:
-        InputError: a label's value is no whole number (nnU-Net's regions, a list of values, are not
-            supported).
+        InputError: a label's value is no whole number, or one of a region's is not.
     """
     labels = meta.get("labels", {})
     if not isinstance(labels, dict):
         raise InputError(f'{file}: "labels" must be an object such as {{"0": "background", "1": "tumour"}}')
+    regions = [(name, value) for name, value in labels.items() if isinstance(value, list)]
+    if regions:
+        for name, values in regions:
+            for value in values:
+                _integer(value, f"a value of region '{name}'", file)
+        return {}
     names: dict[str, int] = {}
     for key, value in labels.items():
         msd_form = isinstance(value, str) and not value.lstrip("-").isdigit()

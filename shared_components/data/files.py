@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
 IMAGE_FOLDERS = ("images", "img", "Tissue Images", "CXR_png")
 CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
+_LOOKED_AT = 10  # files of a folder that may be one of DICOM
+_FOLDERS_LOOKED_AT = 500
 _LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
@@ -54,16 +57,26 @@ def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
     return None
 
 
+def is_image_folder(name: str) -> bool:
+    """Tell whether a folder of this name holds the images, labels being beside it; however it is capitalised."""
+    return name.lower() in {folder.lower() for folder in IMAGE_FOLDERS}
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the image files directly in ``folder``, sorted by name; none if there is no such folder.
 
-    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed. NumPy arrays
-    count where there is no other image: beside images they hold something else, such as features.
+    Hidden files (and with them the ``._*`` companions that macOS writes) are left out, links are followed. A link to
+    nothing is one of them too, so that a case does not vanish with what it links to. NumPy arrays count where there is
+    no other image: beside images they hold something else, such as features.
     """
     if not folder.is_dir():
         return []
-    files = sorted(path for path in folder.iterdir() if image_stem(path.name) and path.is_file())
+    files = sorted(path for path in folder.iterdir() if image_stem(path.name) and (path.is_file() or _is_dead(path)))
     return [path for path in files if not path.name.lower().endswith(ARRAY_SUFFIXES)] or files
+
+
+def _is_dead(link: Path) -> bool:
+    return link.is_symlink() and not link.exists()
 
 
 def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
@@ -74,14 +87,26 @@ def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
 
 
 def is_series(path: Path) -> bool:
-    """Tell whether a path is a folder of DICOM files, by the first file in it."""
+    """Tell whether a path is a folder of DICOM files, by the first files in it: Thumbs.db may lie before them."""
     if not path.is_dir() or path.name.startswith("."):
         return False
-    first = next((file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")), None)
-    if first is None or image_stem(first.name):
-        return False
-    with open(first, "rb") as file:
+    files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
+    first = list(islice(files, _LOOKED_AT))
+    return not any(image_stem(file.name) for file in first) and any(map(_is_dicom, first))
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def deeper_images(root: Path) -> str:
+    """Say where images lie that are deeper in a folder than they are looked for; '' if there are none."""
+    below = (Path(path) for path, _, _ in os.walk(root))
+    deeper = next((path for path in islice(below, _FOLDERS_LOOKED_AT) if is_series(path) or image_files(path)), None)
+    return (
+        f"; images lie deeper, in {deeper}: list them in a manifest.csv, or put them into one folder" if deeper else ""
+    )
 
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:

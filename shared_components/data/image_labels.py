@@ -68,7 +68,7 @@ def find_labelled_slices(
         _refuse(published.folder, published.folder.problems)
         return published
     folder = find_cases(root, channels, label_column)
-    classes = _manifest_classes(root) if folder.layout == "manifest" else {}
+    classes = _manifest_classes(folder) if folder.layout == "manifest" else {}
     unknown = [case.id for case in folder.cases if case.id not in classes and case.label is None]
     if not classes and len(unknown) == len(folder.cases):
         raise InputError(
@@ -218,15 +218,25 @@ def _refuse(folder: CaseFolder, errors: Sequence[Finding], hint: str = "") -> No
         raise InputError(f"{folder.root}: {named}{more}; correct them{hint}")
 
 
-def _manifest_classes(root: Path) -> dict[str, int]:
-    """Read the image-level labels of a ``manifest.csv`` by id."""
-    lines = (root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
+def _manifest_classes(folder: CaseFolder) -> dict[str, int]:
+    """Read the image-level labels of a ``manifest.csv`` by id; a row without one is known by its image."""
+    lines = (folder.root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
     separator = max(",;\t", key=lines[0].count)
     reader = csv.DictReader(lines, delimiter=separator)
-    rows = [{key: cell.strip() for key, cell in row.items() if key and cell} for row in reader]
+    rows = [{key.strip(): cell.strip() for key, cell in row.items() if key and cell} for row in reader]
+    ids = {file: case.id for case in folder.cases for file in case.images}
     words = {**dict.fromkeys(NEGATIVE_WORDS, 0), **dict.fromkeys(POSITIVE_WORDS, 1)}
     for column in CLASS_COLUMNS:
         cells = [row[column].lower() for row in rows if row.get(column)]
         if cells and all(cell in words for cell in cells):
-            return {row["id"]: words[row[column].lower()] for row in rows if row.get("id") and row.get(column)}
+            return {
+                row.get("id") or _id_by_image(row, folder.root, ids): words[row[column].lower()]
+                for row in rows
+                if row.get(column)
+            }
     return {}
+
+
+def _id_by_image(row: Mapping[str, str], root: Path, ids: Mapping[Path, str]) -> str:
+    files = (root / cell.replace("\\", "/") for cell in row.values())
+    return next((ids[file] for file in files if file in ids), "")

@@ -19,7 +19,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from shared_components.data.aperio import is_annotation, read_annotation
 from shared_components.data.arrays import is_stack, read_stack
-from shared_components.data.files import UnusableImage, image_stem
+from shared_components.data.files import UnusableImage, label_stem
 from shared_components.data.ground import is_ground, read_ground
 from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
 from shared_components.data.scan import Labels, allowed_values, full_scale_label
@@ -27,6 +27,7 @@ from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
 PICTURE_FORMAT = "picture_format"
+_READ_FROM = "read_from"  # the file itself, where the result is called otherwise
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
 _DEEP_TO_8_BIT = 257
 
@@ -250,16 +251,35 @@ class _LabelLoader(_FileLoader):
 
 
 class _LoadCased(LoadImaged):
-    """`LoadImaged` that gives what it loads the name of the entry "case", if there is one, so that results have it."""
+    """`LoadImaged` that notes a file name by which each result gets a name of its own, that of the report.
+
+    The entry "case", if there is one, is the name; else the file's.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         loaded = super().__call__(data, reader)
-        for key in self.key_iterator(loaded) if "case" in loaded else ():
+        for key in self.key_iterator(loaded):
             if isinstance(loaded[key], MetaTensor):
-                file = Path(str(loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ]))
-                suffix = file.name[len(image_stem(file.name) or file.name) :]
-                loaded[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(file.with_name(f"{loaded['case']}{suffix}"))
+                meta = loaded[key].meta
+                meta[_READ_FROM] = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
+                meta[ImageMetaKey.FILENAME_OR_OBJ] = str(_result_file(Path(meta[_READ_FROM]), loaded.get("case")))
         return loaded
+
+
+def _result_file(file: Path, case: str | None) -> Path:
+    """Return the file as ``case`` would be called, with a suffix that MONAI takes off the name of a result.
+
+    Of a series in a folder called 1.2.840.1 it would take off the last number, which leaves 1.2.840 to two patients; of
+    scan.NII.GZ only the half.
+    """
+    stem = label_stem(file.name)
+    suffix = file.name[len(stem) :] if stem else ""
+    name = case or stem or file.name
+    if suffix.lower().endswith(".gz"):
+        suffix = suffix.lower()
+    elif not suffix and "." in name and file.is_dir():
+        suffix = ".dcm"
+    return file.with_name(name + suffix)
 
 
 class LoadImageChannelsd(_LoadCased):
@@ -362,7 +382,7 @@ def _file_of(image: Any) -> Path | None:
     if isinstance(image, (list, tuple)):
         image = image[0] if image else None
     if isinstance(image, MetaTensor):
-        image = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+        image = image.meta.get(_READ_FROM, image.meta.get(ImageMetaKey.FILENAME_OR_OBJ))
     return Path(image).expanduser() if isinstance(image, (str, os.PathLike)) else None
 
 

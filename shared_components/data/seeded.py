@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -13,6 +15,8 @@ from monai.data import CacheDataset
 from monai.transforms import Compose
 from monai.transforms.traits import ThreadUnsafe
 from torch.utils.data import ConcatDataset
+
+logger = logging.getLogger(__name__)
 
 
 class SeededCacheDataset(CacheDataset):
@@ -24,6 +28,8 @@ class SeededCacheDataset(CacheDataset):
 
     Call `set_epoch` before the data loader's iterator for that epoch is made. The epoch lies in shared
     memory, so workers that stay alive between epochs see it too.
+
+    A cache that would not fit into the machine's memory is told of when its first item is there.
     """
 
     def __init__(
@@ -43,12 +49,20 @@ class SeededCacheDataset(CacheDataset):
         """
         self.seed = seed
         self._local = threading.local()
+        self._size_known = False
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         super().__init__(data, transform, **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation is drawn from now on."""
         self._epoch.fill_(epoch)
+
+    def _load_cache_item(self, idx: int) -> Any:
+        item = super()._load_cache_item(idx)
+        if not self._size_known:
+            self._size_known = True
+            _warn_of_size(_num_bytes(item), self.cache_num)
+        return item
 
     def _transform(self, index: int) -> Any:
         entropy = np.random.SeedSequence((self.seed, int(self._epoch), index % len(self)))
@@ -79,6 +93,24 @@ class SeededConcatDataset(ConcatDataset):
         """Choose the epoch whose augmentation is drawn from now on, in all of them."""
         for dataset in self.datasets:
             dataset.set_epoch(epoch)
+
+
+def _num_bytes(item: Any) -> int:
+    values = item.values() if isinstance(item, Mapping) else [item]
+    return sum(getattr(value, "nbytes", 0) for value in values)
+
+
+def _warn_of_size(num_bytes: int, count: int) -> None:
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if num_bytes * count > available:
+        logger.warning(
+            "%d training cases of %.3g GiB each are kept in memory, where about %.3g GiB are for them; keep fewer with "
+            "--train#dataset#cache_num %d: the others are loaded anew in every epoch",
+            count,
+            num_bytes / 2**30,
+            available / 2**30,
+            available // num_bytes,
+        )
 
 
 def _private_copy(compose: Compose) -> Compose:

@@ -114,7 +114,9 @@ def open_volume(
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UnusableImage(f"truncated or corrupt ({error})") from error
     except OSError as error:
-        raise UnusableImage(f"cannot be read ({error.strerror or error})") from error
+        gone = path.is_symlink() and not path.exists()
+        reason = f"a link to {path.readlink()}, which is not there" if gone else error.strerror or error
+        raise UnusableImage(f"cannot be read ({reason})") from error
 
 
 def _open_stream(path: Path) -> IO[bytes]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -43,7 +45,16 @@ def keep_the_hook(monkeypatch):
         ({"axcodes": "RLS"}, "axcodes is 'RLS'"),
         ({"num_adjacent_slices": -1}, "num_adjacent_slices is -1; expected a whole number of at least 0"),
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
-        ({"patch_size": [40, 0, 6]}, r"patch_size is \[40, 0, 6\]; expected whole numbers of voxels"),
+        ({"patch_size": [40, 0, 6]}, r"patch_size is \[40, 0, 6\]; expected three whole numbers of voxels"),
+        ({"patch_size": [40, 56]}, r"patch_size is \[40, 56\]; expected three whole numbers of voxels"),
+        (
+            {"labels": {"liver": 3, "spleen": 6}},
+            "expected each name with a number of its own.*adapt_bundle",
+        ),
+        ({"labels": {"liver": 1, "spleen": 1}}, "labels is .*; expected each name with a number of its own"),
+        ({"labels": {"background": 0, "liver": 1}}, "labels is .*; expected each name with a number of its own"),
+        ({"labels": [1, 2]}, r"labels is \[1, 2\]; expected each name with a number"),
+        ({"num_channels": 0}, "num_channels is 0; expected a whole number of at least 1"),
         ({"pixdim": [1, 1]}, r"pixdim is \[1, 1\]; expected three distances in mm"),
         ({"pixdim": [0, 1, 1]}, r"pixdim is \[0, 1, 1\]"),
         ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda or cuda:N"),
@@ -67,6 +78,7 @@ def test_right_values_pass(tmp_path):
     paths = {"dataset_dir": tmp_path / "data", "output_dir": tmp_path / "a" / "b"}
     check_settings(**paths, device="cpu", amp=False, seed=0, num_inference_steps=None)
     check_settings(axcodes="LPI", pixdim=[1, 0.5, 3.0], patch_size=[40, 56, 6], num_adjacent_slices=0)
+    check_settings(labels={"spleen": 2, "liver": 1}, num_channels=3)
     assert not (tmp_path / "a").exists()
 
 
@@ -92,9 +104,38 @@ def test_nested_overrides_and_monais_own_options_pass(monkeypatch):
     check_settings(max_epochs=3)
 
 
-def test_output_folder_is_named_after_the_data(tmp_path):
+def test_a_value_given_for_a_key_that_the_configuration_does_not_hand_over(monkeypatch, tmp_path):
+    (tmp_path / "c.json").write_text('{"flip_prob": 0.5, "resume": false, "num_folds": 5}', encoding="utf-8")
+    command = ["/x/monai/bundle/__main__.py", "run", "--config_file", str(tmp_path / "c.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--flip_prob", "3"])
+    with pytest.raises(InputError, match="flip_prob is 3; expected a share from 0 to 1"):
+        check_settings()
+    monkeypatch.setattr(sys, "argv", [*command, "--resume", "--flip_prob=0.2", "--num_folds", "$2 + 1"])
+    check_settings()
+
+
+def test_what_monais_args_file_holds_is_checked_like_the_command(monkeypatch, tmp_path):
+    (tmp_path / "c.json").write_text('{"flip_prob": 0.5, "depth": 2}', encoding="utf-8")
+    arguments = {"config_file": [str(tmp_path / "c.json")], "depth": 3}
+    command = ["/x/monai/bundle/__main__.py", "run", "--args_file", str(tmp_path / "args.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--flip_prob", "0.2"])
+    for more, message in [
+        ({}, ""),
+        ({"flip_prop": 1}, "--flip_prop: no such option; did you mean --flip_prob"),
+        ({"flip_prob": 7}, "flip_prob is 7; expected a share"),
+    ]:
+        (tmp_path / "args.json").write_text(json.dumps({**arguments, **more}), encoding="utf-8")
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            check_settings()
+
+
+def test_output_folder_is_named_after_the_data(tmp_path, monkeypatch):
     assert default_output_dir("b", None).endswith("b/output/phantoms")
     assert default_output_dir("b", tmp_path / "Task04_Hippocampus").endswith("output/Task04_Hippocampus")
+    (tmp_path / "clinic" / "scans").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "clinic" / "scans")
+    for folder in ("..", "../", "../../clinic", "../scans/.."):
+        assert default_output_dir("b", folder) == "b/output/clinic"
 
 
 def test_failures_end_the_run():

@@ -333,3 +333,16 @@ def test_the_challenges_own_tile(real_data, tmp_path):
     assert inside.sum() / mask.sum() > 0.999, "what is drawn lies within the shipped mask"
     grey = loaded["image"].mean(0).numpy().T
     assert grey[mask > 0].mean() < grey[shipped & (mask == 0)].mean() - 20, "the rims are brighter than the nuclei"
+
+
+def test_images_of_equal_names_have_annotations_of_their_own(tmp_path):
+    lines = ["id,image,label"]
+    for number in range(5):
+        tile(tmp_path / f"p{number}" / "img.tif", number)
+        save_xml(tmp_path / f"p{number}" / "img.xml", region([(2, 2), (6, 2), (6, 6), (2, 6)]))
+        lines.append(f"p{number},p{number}/img.tif,p{number}/img.xml")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    item = datalist(tmp_path, "train", {"nuclei": 1}, num_channels=3, spatial_dims=2)[0]
+    assert item["case"] == "p0"
+    loaded = LoadLabelMapd("label", {"nuclei": 1})(LoadImageChannelsd("image", 3)(item))
+    assert loaded["label"].shape[1:] == loaded["image"].shape[1:] and loaded["label"].sum() == 16

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared_components.data.cases import Case, find_cases
+from shared_components.data.datalists import datalist, inference_cases
 from shared_components.errors import InputError
 from tests.data.folders import case_names, msd_folder, save, some_image, some_label
 
@@ -241,7 +242,7 @@ def test_channels_given_by_the_user_come_first(tmp_path):
         ("dataset.json", "{", "not valid JSON"),
         ("dataset.json", "[]", "expected an object"),
         ("dataset.json", '{"labels": ["a"]}', '"labels" must be an object'),
-        ("dataset.json", '{"labels": {"background": 0, "whole": [1, 2]}}', "label 'whole' is [1, 2]"),
+        ("dataset.json", '{"labels": {"background": 0, "whole": [1, "x"]}}', "region 'whole' is 'x'"),
         ("dataset.json", '{"channel_names": {"first": "T1"}}', "a channel number is 'first'"),
         ("dataset.json", '{"training": ["a.nii.gz"]}', '"training" entry 0'),
         ("split.json", '{"trian": []}', "unknown section 'trian'"),
@@ -255,6 +256,65 @@ def test_broken_json_names_file_and_reason(tmp_path, name, text, phrase):
     with pytest.raises(InputError) as error:
         find_cases(tmp_path)
     assert phrase in str(error.value) and str(tmp_path / name) in str(error.value)
+
+
+def test_regions_of_nnunet_name_no_single_value(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    msd_folder(tmp_path, case_names(5), labels=labels, regions_class_order=[1, 2])
+    assert find_cases(tmp_path).label_names == {}
+    assert len(datalist(tmp_path, "train", [1, 2])) == 3
+
+
+def two_channels(root: Path) -> Path:
+    for case in "ab":
+        touch(root, f"imagesTr/{case}_0000.nii.gz", f"imagesTr/{case}_0001.nii.gz", f"labelsTr/{case}.nii.gz")
+    text = '{"channel_names": {"0": "T1c", "1": "FLAIR"}, "labels": {"background": 0, "tumour": 1}}'
+    (root / "dataset.json").write_text(text, encoding="utf-8")
+    return root
+
+
+def test_channels_by_their_names_in_dataset_json_choose_the_files_and_order_them(tmp_path):
+    two_channels(tmp_path)
+
+    def files(channels) -> list[str]:
+        return [path.name for path in find_cases(tmp_path, channels).cases[0].images]
+
+    first, second = "a_0000.nii.gz", "a_0001.nii.gz"
+    assert files(["flair", "t1c"]) == [second, first] and files("FLAIR") == [second]
+    assert files(["t1c", "flair"]) == files(["x", "y"]) == files(None) == files(2) == [first, second]
+    assert find_cases(tmp_path, "flair").cases[0].datalist_item()["case"] == "a"
+    (tmp_path / "imagesTr" / first).unlink()
+    assert find_cases(tmp_path, ["flair"]).problems == []
+    (problem,) = find_cases(tmp_path, ["flair", "t1c"]).problems
+    assert (problem.message, Path(problem.file).name) == ("channel 0 (t1c) is missing: there is no such file", first)
+    assert [kind for _, _, kind in kinds(find_cases(tmp_path, ["t1c"]))] == ["missing_channel", "no_image"]
+
+
+def test_channels_of_one_file_in_another_order_are_refused(tmp_path):
+    msd_folder(tmp_path, ["a"], modality={"0": "FLAIR", "1": "T1w"})
+    with pytest.raises(InputError, match="hold the channels FLAIR, T1w, asked for were T1w, FLAIR; keep the order"):
+        find_cases(tmp_path, ["t1w", "flair"])
+    assert find_cases(tmp_path, ["flair", "t1w"]).channels == ("flair", "t1w")
+
+
+def test_a_link_to_nothing_is_a_bad_case_and_not_none(tmp_path):
+    save(tmp_path / "a.nii.gz", some_image())
+    (tmp_path / "b.nii.gz").symlink_to(tmp_path / "annex" / "b.nii.gz")
+    cases, (failure,) = inference_cases(tmp_path)
+    assert len(cases) == 1 and failure.startswith("b: b.nii.gz: cannot be read (a link to ")
+    assert "annex/b.nii.gz, which is not there)" in failure
+
+
+def test_capitals_of_a_folders_name_do_not_matter(tmp_path):
+    touch(tmp_path, "Images/A.PNG", "Images/B.PNG", "Masks/A_Mask.PNG", "Masks/B_Mask.PNG")
+    folder = find_cases(tmp_path)
+    assert folder.layout == "paired" and [case.label.name for case in folder.cases] == ["A_Mask.PNG", "B_Mask.PNG"]
+
+
+def test_images_that_lie_too_deep_are_pointed_at(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    with pytest.raises(InputError, match=f"images lie deeper, in {tmp_path / 'sub-01' / 'anat'}: list them"):
+        find_cases(tmp_path)
 
 
 def test_json_with_a_byte_order_mark(tmp_path):

@@ -16,6 +16,9 @@ from shared_components.data.datalists import datalist, inference_cases
 from shared_components.data.split import sections
 from shared_components.errors import InputError
 from tests.data.folders import case_names, msd_folder, picture_folder, save, some_image, some_label
+from tests.data.test_dicom import SPACING, write_series
+
+SERIES_AFFINE = np.array([[-SPACING[0], 0, 0, -10], [0, -SPACING[1], 0, 20], [0, 0, SPACING[2], 5], [0, 0, 0, 1]])
 
 
 def names(items: list[dict]) -> list[str]:
@@ -131,3 +134,26 @@ def test_a_patient_in_two_sections_is_found_by_a_pattern(tmp_path):
     assert finding.level == "error" and "patient p1 is in 'train' (p1_a) and in 'test'" in finding.message
     with pytest.raises(InputError, match="matches none of the 3 case ids"):
         check_data(root, patient_pattern="^(x)$")
+
+
+def test_filled_copies_of_files_of_equal_names_stay_apart(tmp_path):
+    for number in range(5):
+        image = some_image(number)
+        image[0, 0, 0] = np.nan
+        save(tmp_path / "set" / f"p{number}" / "ct.nii.gz", image)
+        save(tmp_path / "set" / f"p{number}" / "seg.nii.gz", some_label())
+    check_data(tmp_path / "set", skip_bad=tmp_path / "usable", fill_nonfinite=True)
+    for number in range(5):
+        copy = nibabel.load(tmp_path / "usable" / "imagesTr" / f"p{number}.nii.gz").get_fdata()
+        assert copy[1, 1, 1] == some_image(number)[1, 1, 1]
+
+
+def test_series_in_folders_of_their_numbers_keep_their_ids(tmp_path):
+    for number in range(5):
+        volume = np.random.default_rng(number).integers(0, 99, (6, 5, 4))
+        write_series(tmp_path / "set" / "images" / f"1.2.840.{number}", volume, series=number)
+        save(tmp_path / "set" / "labels" / f"1.2.840.{number}.nii.gz", some_label(), SERIES_AFFINE)
+    check_data(tmp_path / "set", skip_bad=tmp_path / "usable")
+    folder = find_cases(tmp_path / "usable")
+    assert [case.id for case in folder.cases] == [f"1.2.840.{number}" for number in range(5)]
+    assert check_folder(folder) == []

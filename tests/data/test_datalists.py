@@ -111,6 +111,35 @@ def test_empty_masks_are_counted_and_all_empty_is_refused(tmp_path, caplog):
         datalist(tmp_path, "train", LABELS)
 
 
+def test_a_class_that_no_mask_of_a_section_has_is_told(tmp_path, caplog, capsys):
+    root = msd_folder(tmp_path, case_names(5))
+    for case in ("case_00", "case_02"):  # train; case_01 has both
+        save(root / "labelsTr" / f"{case}.nii.gz", np.minimum(some_label(), 1))
+    save(root / "labelsTr" / "case_04.nii.gz", np.minimum(some_label(), 1))
+    labels = {"anterior": 1, "posterior": 2}
+    for section in ("train", "test"):
+        datalist(root, section, labels)
+    told = "the one mask has not the label 2 (posterior): it cannot be learned, and its Dice is 1"
+    assert [told in message for message in caplog.messages] == [True] and "test cases" in caplog.text
+    save(root / "labelsTr" / "case_01.nii.gz", np.minimum(some_label(), 1))
+    datalist(root, "train", labels)
+    assert "train cases: none of the 3 masks has the label 2 (posterior)" in caplog.text
+    caplog.clear()
+    datalist(root, "train", [1, 2])  # values that files may hold, no classes
+    assert caplog.messages == []
+    save(root / "labelsTr" / "case_03.nii.gz", np.minimum(some_label(), 1))
+    check_data(root)
+    assert "none of the 5 masks has the label 2 (posterior)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_cases_to_validate_on_are_told_of_the_fold_that_works(tmp_path, count):
+    root = msd_folder(tmp_path, case_names(count))
+    with pytest.raises(InputError, match="no usable case in section 'validation' .*; --fold 0 validates"):
+        datalist(root, "validation")
+    assert len(datalist(root, "validation", fold=0)) == len(datalist(root, "train", fold=0)) == 1
+
+
 def test_leaks_are_refused_whatever_the_section(tmp_path):
     ids = case_names(5)
     msd_folder(tmp_path, ids)

@@ -7,11 +7,13 @@ from pathlib import Path
 import itk
 import numpy as np
 import pytest
+from monai.transforms import SaveImaged
 
 from shared_components.data.cases import find_cases
 from shared_components.data.datalists import inference_cases
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.volumes import open_volume
+from shared_components.errors import InputError
 
 SPACING = (1.0, 1.5, 3.0)
 UID = "1.2.826.0.1.3680043.2.1125"
@@ -68,6 +70,32 @@ def test_a_series_is_read_as_the_volume_that_it_is(tmp_path, volume):
 
 def test_the_folder_of_a_series_is_itself_a_data_folder(tmp_path, volume):
     assert [case.id for case in find_cases(write_series(tmp_path / "patient_1", volume)).cases] == ["patient_1"]
+
+
+@pytest.mark.parametrize("case", [None, "anna_1.2.840.2"], ids=["by its folder", "by its id"])
+def test_series_in_folders_of_their_numbers_keep_results_apart(tmp_path, volume, case):
+    for number in (1, 2):
+        item = {"image": str(write_series(tmp_path / "in" / f"1.2.840.{number}", volume, series=number))}
+        item |= {"case": case} if case and number == 2 else {}
+        SaveImaged("image", output_dir=tmp_path / "out", output_postfix="seg", separate_folder=False)(
+            LoadImageChannelsd("image", 1)(item)
+        )
+    found = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert found == ["1.2.840.1_seg.nii.gz", f"{case or '1.2.840.2'}_seg.nii.gz"]
+
+
+def test_what_windows_and_archives_leave_beside_the_slices(tmp_path, volume):
+    folder = write_series(tmp_path / "patient_1", volume)
+    for file in ("0_README", "Thumbs.db", "desktop.ini"):
+        (folder / file).write_bytes(b"no image" * 40)
+    (item,), failures = inference_cases(tmp_path)
+    assert failures == [] and LoadImageChannelsd("image", 1)(item)["image"].shape[1:] == volume.shape
+
+
+def test_a_series_that_lies_deeper_is_pointed_at(tmp_path, volume):
+    folder = write_series(tmp_path / "patient" / "study" / "series", volume)
+    with pytest.raises(InputError, match=f"no images found; .*; images lie deeper, in {folder}: list"):
+        find_cases(tmp_path)
 
 
 def test_a_missing_slice_and_a_second_series_are_named(tmp_path, volume):

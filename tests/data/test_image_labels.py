@@ -87,6 +87,16 @@ def test_a_manifest_of_words(tmp_path):
     assert [item["class"] for item in slice_list(tmp_path, "test")] == [0, 1]
 
 
+def test_a_manifest_without_ids_and_with_spaces_in_its_header(tmp_path):
+    rows = ["image, class"]
+    for number in range(10):
+        picture(tmp_path / "pictures" / f"i{number}.png", number)
+        rows.append(f"pictures/i{number}.png, {('normal', 'tumor')[number % 2]}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+    items = sum((slice_list(tmp_path, section) for section in ("train", "validation", "test")), [])
+    assert {Path(item["image"]).stem: item["class"] for item in items} == {f"i{n}": n % 2 for n in range(10)}
+
+
 def breast_ultrasound(root: Path) -> Path:
     """The layout of BUSI: three folders, masks beside the images."""
     for number in range(12):

@@ -209,3 +209,10 @@ def test_the_entry_case_names_what_is_loaded(tmp_path):
     image = LoadImageChannelsd("image", 1)({"image": str(file), "case": "p1"})["image"]
     assert image.meta["filename_or_obj"] == str(tmp_path / "p1" / "p1.nii.gz")
     assert LoadImageChannelsd("image", 1)({"image": str(file)})["image"].meta["filename_or_obj"] == str(file)
+
+
+@pytest.mark.parametrize("name, result", [("scan.v2.NII.GZ", "scan.v2"), ("scan.v2.nii.gz", "scan.v2"), ("a.nii", "a")])
+def test_a_result_is_called_as_its_image(tmp_path, name, result):
+    image = LoadImageChannelsd("image", 1)({"image": str(save(tmp_path / name, some_image()))})
+    SaveImaged("image", output_dir=tmp_path / "out", output_postfix="seg", separate_folder=False)(image)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [f"{result}_seg.nii.gz"]

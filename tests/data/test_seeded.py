@@ -130,3 +130,12 @@ def test_the_cached_items_stay_as_they_are():
     before = [item["image"].clone() for item in source._cache]
     images(source)
     assert all(torch.equal(item["image"], kept) for item, kept in zip(source._cache, before, strict=True))
+
+
+def test_a_cache_that_does_not_fit_into_memory_is_told_of_once(monkeypatch, caplog):
+    monkeypatch.setattr("shared_components.data.seeded.os.sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 2}.get)
+    data = [{"image": torch.zeros(100)} for _ in range(4)]
+    SeededCacheDataset(data[:2], Compose([]))
+    assert caplog.messages == []
+    SeededCacheDataset(data, Compose([]))
+    assert len(caplog.messages) == 1 and "--train#dataset#cache_num 2:" in caplog.text

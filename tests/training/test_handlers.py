@@ -154,6 +154,15 @@ def test_finished_run_is_left_as_it_is_and_says_what_to_give(tmp_path, caplog):
     assert "all 1 epochs are done" in caplog.text and f"--ckpt_path {tmp_path / 'model.pt'}" in caplog.text
 
 
+def test_an_epoch_without_a_step_is_refused(tmp_path):
+    engine = engine_of()
+    TrainingState(tmp_path, {"model": nn.Linear(2, 1)}).attach(engine)
+    engine.add_event_handler(Events.STARTED, lambda e: None)
+    engine.state.epoch_length = 0
+    with pytest.raises(InputError, match="no step in an epoch: .*--batch_size or --drop_last False"):
+        engine.fire_event(Events.STARTED)
+
+
 def test_changed_settings_are_listed(tmp_path):
     training(tmp_path, nn.Linear(2, 1), 1)
     state = TrainingState(tmp_path, {"model": nn.Linear(2, 1)}, {"width": 3}, resume=True)
