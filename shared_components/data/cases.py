@@ -23,15 +23,16 @@ from shared_components.data.dataset_json import (
 from shared_components.data.files import (
     CHANNEL_SUFFIX,
     IMAGE_FOLDERS,
+    PAIRED_LABEL_FOLDERS,
     PICTURE_SUFFIXES,
     annotations_by_stem,
-    deeper_images,
     image_stem,
     images_by_stem,
     is_series,
     read_json_object,
     without_label_suffix,
 )
+from shared_components.data.hints import hint_at_images
 from shared_components.data.manifest import Manifest, Row, read_manifest
 from shared_components.data.parts import joined_cases, part_folders, with_part_names
 from shared_components.errors import InputError
@@ -44,7 +45,6 @@ LOOKED_FOR = (
     "or image files directly or one folder down "
     "(NIfTI, NRRD, MHA, DICOM series, PNG, JPEG, TIFF, BMP, GIF, slices as NumPy arrays)"
 )
-_LABEL_FOLDERS = ("labels", "masks", "mask")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
 
 
@@ -93,19 +93,8 @@ def find_cases(
         raise InputError(f"{root}: {found}; dataset_dir must be {LOOKED_FOR}")
     folder = _Finder(root, channels, label_column).find()
     if not folder.cases and not folder.unlabelled:
-        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{_hint(root)}")
+        raise InputError(f"{root}: no images found; looked for {LOOKED_FOR}{hint_at_images(root)}")
     return folder
-
-
-def _hint(root: Path) -> str:
-    below = (child for pattern in ("*", "*/*") for child in root.glob(pattern) if _holds_data(child))
-    inside = sorted(str(child.relative_to(root)) for child in below)
-    return f"; did you mean {root / inside[0]}?" if inside else deeper_images(root)
-
-
-def _holds_data(folder: Path) -> bool:
-    pairs = all(any((folder / name).is_dir() for name in names) for names in (IMAGE_FOLDERS, _LABEL_FOLDERS))
-    return pairs or (folder / "imagesTr").is_dir()
 
 
 class _Finder:
@@ -165,7 +154,7 @@ class _Finder:
         return bool(self.listing) or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs"))
 
     def _paired_folders(self) -> tuple[Path, Path] | None:
-        labels = self._one_of(_LABEL_FOLDERS, "images") or self._annotation_folder()
+        labels = self._one_of(PAIRED_LABEL_FOLDERS, "images") or self._annotation_folder()
         if labels:
             return self._one_of(IMAGE_FOLDERS, "labels") or self.root / "images", labels
         folder = self._one_of(IMAGE_FOLDERS, "cases") or self.root

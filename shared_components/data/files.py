@@ -22,9 +22,9 @@ IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 ANNOTATION_SUFFIXES = (".xml",)  # polygons, which can stand in for a label map
 
 IMAGE_FOLDERS = ("images", "img", "Tissue Images", "CXR_png")
+PAIRED_LABEL_FOLDERS = ("labels", "masks", "mask")
 CHANNEL_SUFFIX = re.compile(r"^(.+)_(\d{4})$")
 _LOOKED_AT = 10  # files of a folder that may be one of DICOM
-_FOLDERS_LOOKED_AT = 500
 _LABEL_SUFFIX = re.compile(r"_(segmentation|mask|seg|label|gt)$", re.IGNORECASE)
 
 ITK_LOCK = threading.Lock()  # ITK loads its modules when first used, which threads must not do at the same time
@@ -98,15 +98,6 @@ def is_series(path: Path) -> bool:
 def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
-
-
-def deeper_images(root: Path) -> str:
-    """Say where images lie that are deeper in a folder than they are looked for; '' if there are none."""
-    below = (Path(path) for path, _, _ in os.walk(root))
-    deeper = next((path for path in islice(below, _FOLDERS_LOOKED_AT) if is_series(path) or image_files(path)), None)
-    return (
-        f"; images lie deeper, in {deeper}: list them in a manifest.csv, or put them into one folder" if deeper else ""
-    )
 
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:
