@@ -45,7 +45,10 @@ def install_one_line_errors() -> None:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         message = one_line(error)
         if issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write("interrupted; a training goes on after its last complete epoch with --resume True\n")
+            sys.stderr.write(
+                "interrupted; with --resume True a training goes on after its last complete epoch, an inference after "
+                "its last case\n"
+            )
             sys.exit(130)
         elif message:
             sys.stderr.write(f"error: {message}\n")

@@ -3,6 +3,7 @@
 from shared_components.reporting.blind_guess import BlindGuess
 from shared_components.reporting.denoising import DenoisingPreview
 from shared_components.reporting.handlers import CaseMetrics, ReportHandler, SaveOverlays
+from shared_components.reporting.inference_ledger import unfinished_cases
 from shared_components.reporting.inference_report import InferenceReportHandler
 from shared_components.reporting.instances import InstanceScores, add_instances
 from shared_components.reporting.member_scores import MemberScores
@@ -32,6 +33,7 @@ __all__ = [
     "overlay_figure",
     "score_case",
     "summarise",
+    "unfinished_cases",
     "write_report",
     "write_table",
 ]

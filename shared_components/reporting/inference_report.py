@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from shared_components.reporting.files import (
     unique_name,
     write_atomically,
 )
+from shared_components.reporting.inference_ledger import InferenceLedger, image_key
 from shared_components.reporting.metrics import spacing_of, summarise, write_table
 from shared_components.reporting.page import page, section
 from shared_components.reporting.report import (
@@ -74,6 +75,7 @@ class InferenceReportHandler:
         pred_key, uncertainty_key: keys of the (1, *spatial) label map and the (1, *spatial) uncertainty in [0, 1].
         pictures_per_end: how many of the most and of the least certain cases are shown.
         overwrite: whether a page of an earlier run may be replaced.
+        resume: go on with the `InferenceLedger` of an earlier run, whose cases the page shows too.
     """
 
     def __init__(
@@ -87,18 +89,22 @@ class InferenceReportHandler:
         uncertainty_key: str = "uncertainty",
         pictures_per_end: int = 3,
         overwrite: bool = False,
+        resume: bool = False,
     ) -> None:
         self.output_dir, self.title = Path(output_dir), title
         self.label_names, self.settings = label_names, dict(settings or {})
         self.left_out = left_out
         self.pred_key, self.uncertainty_key = pred_key, uncertainty_key
-        self.pictures_per_end, self.overwrite = pictures_per_end, overwrite
+        self.pictures_per_end, self.overwrite, self.resume = pictures_per_end, overwrite, resume
+        self._ledger = InferenceLedger(output_dir)
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self._earlier: dict[str, tuple[str, int]] = {}
         self._started = self._since = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED(once=1), self._open_ledger)
         engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._stop_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -110,6 +116,12 @@ class InferenceReportHandler:
         self.overwrite, self._rows = True, {}
         self._started = time.perf_counter()
 
+    def _open_ledger(self, engine: Engine) -> None:
+        self._ledger.open(engine, self.resume)  # now that the weights are loaded
+        for record in self._ledger.records() if self.resume else ():
+            self._earlier[record["image"]] = (record["file"], record["number"])
+            self._rows[record["file"], record["number"]] = record["row"]
+
     def _start_clock(self, engine: Engine) -> None:
         self._since = time.perf_counter()
 
@@ -120,11 +132,15 @@ class InferenceReportHandler:
         """Take note of the cases of one iteration."""
         seconds = self._seconds / max(len(engine.state.output), 1)
         for case in engine.state.output:
+            item = _item_of(engine)
+            self._rows.pop(self._earlier.get(image_key(item)) if item else None, None)  # done once more
             file = case_file(case.get("label"), *case.values())
             number = sum(other == file for other, _ in self._rows)
             row = describe_case(case[self.pred_key], case.get(self.uncertainty_key), self.label_names)
             expected = {"expected_dice": case["expected_dice"]} if "expected_dice" in case else {}
             self._rows[file, number] = {**row, **expected, "seconds": seconds}
+            if item:
+                self._ledger.add(item, {"file": file, "number": number, "row": self._rows[file, number]})
 
     def _finish(self, engine: Engine) -> None:
         rows: dict[str, dict[str, Any]] = {}
@@ -137,11 +153,18 @@ class InferenceReportHandler:
         seconds = {"seconds in all": round(time.perf_counter() - self._started, 1)}
         settings = {**self.settings, **weights_and_sampling(engine), **seconds, "environment": environment()}
         failures = failures_of(engine, self.left_out)
-        pictures = self._pictures(list(rows.values()), keys, getattr(engine.state, "overlays", {}))
+        overlays = {**self._earlier_overlays(keys.values()), **getattr(engine.state, "overlays", {})}
+        pictures = self._pictures(list(rows.values()), keys, overlays)
         write_table(self.output_dir / PER_CASE, list(rows.values()))
         text = inference_page(self.title, list(rows.values()), pictures, settings, failures)
         path = write_atomically(self.output_dir / "report.html", text)
+        if not failures:
+            self._ledger.close()
         logger.info("report: %s", path)
+
+    def _earlier_overlays(self, keys: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Path]:
+        drawn = {(file, 0): self.output_dir / f"{case_name(file)}_overlay.png" for file, number in keys if number == 0}
+        return {key: path for key, path in drawn.items() if self.resume and path.is_file()}
 
     def _pictures(self, rows: list[dict], keys: Mapping[str, Any], overlays: Mapping[Any, Path]) -> list[Picture]:
         drawn = [row for row in rows if keys[row["case"]] in overlays]
@@ -215,6 +238,12 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
         }
         charts += [strip_chart(groups, label)] if groups else []
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _item_of(engine: Engine) -> Mapping[str, Any] | None:
+    """The entry of the evaluator's data set that it is at; ``None`` where it has none."""
+    data = getattr(getattr(getattr(engine, "data_loader", None), "dataset", None), "data", None)
+    return data[engine.state.iteration - 1] if data else None
 
 
 def _certainty(row: Mapping[str, Any]) -> float:

@@ -79,7 +79,10 @@ def test_row_55_ctrl_c():
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.decode() == "interrupted; a training goes on after its last complete epoch with --resume True\n"
+    assert told.decode() == (
+        "interrupted; with --resume True a training goes on after its last complete epoch, an inference after "
+        "its last case\n"
+    )
 
 
 @pytest.mark.slow

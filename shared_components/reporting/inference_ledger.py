@@ -1,0 +1,131 @@
+"""What an inference has finished, case by case, so that one that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+
+from shared_components.errors import InputError
+from shared_components.reporting.report import weights_and_sampling
+
+LEDGER = ".inference.jsonl"
+
+logger = logging.getLogger(__name__)
+
+Item = Mapping[str, Any]
+
+
+def unfinished_cases(
+    cases: tuple[Sequence[Item], Sequence[str]], output_dir: str | os.PathLike, resume: bool
+) -> tuple[list[Item], list[str]]:
+    """Return the cases of an inference without those that an earlier run in the same folder has finished.
+
+    Cases that failed are tried again. Where all are finished and only the report is missing, the last is done once
+    more.
+
+    Args:
+        cases: the items, and a line for each case that was left out (`shared_components.data.inference_cases`).
+        output_dir: of both runs.
+        resume: whether to go on; all cases are returned if not.
+
+    Raises:
+        InputError: nothing in the folder was interrupted or left with failures.
+    """
+    items, left_out = list(cases[0]), list(cases[1])
+    if not resume:
+        return items, left_out
+    if not (Path(output_dir) / LEDGER).is_file():
+        raise InputError(
+            f"output_dir {output_dir}: no inference was interrupted here, nothing to resume; leave --resume out, "
+            "or name the folder of the interrupted one"
+        )
+    finished = {record["image"] for record in InferenceLedger(output_dir).records()}
+    left = [item for item in items if image_key(item) not in finished]
+    logger.info("going on: %d of %d cases are finished", len(items) - len(left), len(items))
+    return left or items[-1:], left_out
+
+
+def image_key(item: Item) -> str:
+    """Return what names a case in the ledger: the paths of its image."""
+    image = item["image"]
+    return json.dumps([str(path) for path in (image if isinstance(image, (list, tuple)) else [image])])
+
+
+class InferenceLedger:
+    """The file of a folder: its first line says with what weights and sampling, each other line what a case gave.
+
+    Lines are written one at a time and to the disk; a last line that a killed run has torn is left out.
+
+    Args:
+        output_dir: of the inference.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.path = Path(output_dir) / LEDGER
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what is kept of the finished cases, the last of each image."""
+        records = {line["image"]: line for line in self._lines() if "image" in line}
+        return list(records.values())
+
+    def open(self, engine: Engine, resume: bool) -> None:
+        """Begin a ledger, or go on with the one that is there.
+
+        Args:
+            engine: the evaluator, after its weights have been loaded.
+            resume: whether to go on.
+
+        Raises:
+            InputError: the earlier run had other weights or sampled otherwise.
+        """
+        told = weights_and_sampling(engine)
+        made_with = {"weights": told.get("weights", {}).get("sha256"), "model": told.get("model")}
+        if not resume:
+            self.path.unlink(missing_ok=True)
+            self._append({"made_with": made_with})
+            return
+        before = next((line["made_with"] for line in self._lines() if "made_with" in line), None)
+        if before != json.loads(json.dumps(made_with)):
+            raise InputError(
+                f"{self.path.parent}: its cases were made with other weights or another sampling "
+                f"({_difference(before, made_with)}); resume with those, or choose another output_dir"
+            )
+
+    def add(self, item: Item, record: Mapping[str, Any]) -> None:
+        """Keep what a finished case gave."""
+        self._append({"image": image_key(item), **record})
+
+    def close(self) -> None:
+        """Remove the file: everything is finished."""
+        self.path.unlink(missing_ok=True)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                logger.debug("%s: a torn line is left out", self.path)
+        return lines
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another output_dir") from error
+
+
+def _difference(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Name what differs, with both values."""
+    flat = [{"weights": made.get("weights"), **(made.get("model") or {})} for made in (before or {}, now)]
+    keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key]]
+    return ", ".join(f"{key} {str(flat[0].get(key))[:12]}, now {str(flat[1][key])[:12]}" for key in keys)
