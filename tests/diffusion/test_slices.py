@@ -48,13 +48,6 @@ def test_prepare_batch_takes_images():
     assert clean[0, :, 0, 0].tolist() == [-1, 1]
 
 
-def test_crop_too_thin_for_its_neighbours_is_refused():
-    with pytest.raises(ValueError, match="more than 2 slices"):
-        LabelDiffusionPrepareBatch(LabelCoding(list(range(1, 2)), "classes"), 1)(
-            {"image": torch.zeros(1, 1, 4, 4, 2), "label": torch.zeros(1, 1, 4, 4, 2)}
-        )
-
-
 def test_a_processor_gets_as_many_images_as_its_caches_hold():
     small, large = torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 1024, 512)
     assert [images_per_call(most, small) for most in (1, 16, 17, 500)] == [1, 16, 16, 16]
