@@ -103,7 +103,7 @@ def test_pictures_of_any_size_are_predicted_and_broken_ones_reported(pictures, l
     run = run_bundle(*config_of(PICTURES, "inference"), **options)
     check_refused(run, "2 cases could not be processed", "half.png", "page.jpg")
     endings = ("_seg.png", "_uncertainty.png", "_overlay.png")
-    reports = {"report.html", "inference_per_case.csv"}
+    reports = {"report.html", "inference_per_case.csv", ".inference.jsonl"}
     assert set(files_below(tmp_path / "out")) == {case + ending for case in sizes for ending in endings} | reports
     assert "half.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     marked = 0
