@@ -15,6 +15,7 @@ from shared_components.errors import InputError
 from shared_components.reporting.report import weights_and_sampling
 
 LEDGER = ".inference.jsonl"
+_MAY_DIFFER = ("dataset_dir", "device", "max_batch_size", "training")  # no result depends on them
 
 logger = logging.getLogger(__name__)
 
@@ -74,27 +75,30 @@ class InferenceLedger:
         records = {line["image"]: line for line in self._lines() if "image" in line}
         return list(records.values())
 
-    def open(self, engine: Engine, resume: bool) -> None:
+    def open(self, engine: Engine, resume: bool, settings: Mapping[str, Any]) -> None:
         """Begin a ledger, or go on with the one that is there.
 
         Args:
             engine: the evaluator, after its weights have been loaded.
             resume: whether to go on.
+            settings: what else its results depend on; where the data and the device are is not compared.
 
         Raises:
-            InputError: the earlier run had other weights or sampled otherwise.
+            InputError: the earlier run had other weights or settings, or sampled otherwise.
         """
+        kept = {name: value for name, value in settings.items() if name not in _MAY_DIFFER}
         told = weights_and_sampling(engine)
-        made_with = {"weights": told.get("weights", {}).get("sha256"), "model": told.get("model")}
+        network = {**told.get("model", {}), **_plain_attributes(getattr(engine, "network", None))}
+        made_with = {**kept, **network, "weights": told.get("weights", {}).get("sha256")}
         if not resume:
             self.path.unlink(missing_ok=True)
             self._append({"made_with": made_with})
             return
         before = next((line["made_with"] for line in self._lines() if "made_with" in line), None)
-        if before != json.loads(json.dumps(made_with)):
+        if difference := _difference(before or {}, json.loads(json.dumps(made_with))):
             raise InputError(
-                f"{self.path.parent}: its cases were made with other weights or another sampling "
-                f"({_difference(before, made_with)}); resume with those, or choose another output_dir"
+                f"{self.path.parent}: its cases were made with other weights or settings ({difference}); resume with "
+                "those, or choose another output_dir"
             )
 
     def add(self, item: Item, record: Mapping[str, Any]) -> None:
@@ -124,8 +128,16 @@ class InferenceLedger:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another output_dir") from error
 
 
-def _difference(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Name what differs, with both values."""
-    flat = [{"weights": made.get("weights"), **(made.get("model") or {})} for made in (before or {}, now)]
-    keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key]]
-    return ", ".join(f"{key} {str(flat[0].get(key))[:12]}, now {str(flat[1][key])[:12]}" for key in keys)
+def _plain_attributes(network: Any) -> dict[str, Any]:
+    """Return the numbers, names and lists that a network was made with, such as its members and ``slice_axes``."""
+    return {
+        name: value
+        for name, value in getattr(network, "__dict__", {}).items()
+        if isinstance(value, (int, float, str, list, tuple)) and not name.startswith("_") and name not in _MAY_DIFFER
+    }
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name what differs, with both values; '' where nothing does."""
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {str(before.get(key))[:12]}, now {str(now.get(key))[:12]}" for key in keys)

@@ -117,7 +117,7 @@ class InferenceReportHandler:
         self._started = time.perf_counter()
 
     def _open_ledger(self, engine: Engine) -> None:
-        self._ledger.open(engine, self.resume)  # now that the weights are loaded
+        self._ledger.open(engine, self.resume, self.settings)  # now that the weights are loaded
         for record in self._ledger.records() if self.resume else ():
             self._earlier[record["image"]] = (record["file"], record["number"])
             self._rows[record["file"], record["number"]] = record["row"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,24 +12,23 @@ from torch import nn
 
 from shared_components.errors import InputError
 from shared_components.reporting import InferenceReportHandler, unfinished_cases
-from shared_components.reporting.inference_ledger import LEDGER
+from shared_components.reporting.inference_ledger import LEDGER, InferenceLedger
 from shared_components.training import CaseEvaluator
 
 
 class Network(nn.Module):
     """Finds what is positive; fails on the images it is told to fail on."""
 
-    num_samples = 3
-
     def __init__(self, fails_on=()):
         super().__init__()
-        self.fails_on, self.seen = fails_on, []
+        self.num_samples, self.slice_axes, self.max_batch_size = 3, [2], 64
+        self._fails_on, self._seen = fails_on, []
 
     def forward(self, image):
         number = int(image.max())
-        self.seen.append(number)
-        if number in self.fails_on:
-            raise KeyboardInterrupt if self.fails_on[number] == "stop" else ValueError("a bad case")
+        self._seen.append(number)
+        if number in self._fails_on:
+            raise KeyboardInterrupt if self._fails_on[number] == "stop" else ValueError("a bad case")
         return torch.cat([(image <= 0).float(), (image > 0).float()], dim=1)
 
 
@@ -56,7 +56,7 @@ def infer(folder, network, resume=False, items=ITEMS):
     )
     InferenceReportHandler(folder, label_names={"lesion": 1}, overwrite=resume, resume=resume).attach(evaluator)
     evaluator.run()
-    return network.seen
+    return network._seen
 
 
 def table(folder):
@@ -102,15 +102,27 @@ def test_a_torn_line_is_a_case_that_is_not_finished(tmp_path):
     assert len(table(tmp_path)) == 5
 
 
-def test_other_weights_or_sampling_are_refused_before_a_case_is_done(tmp_path):
+@pytest.mark.parametrize(
+    "name, value, told", [("num_samples", 5, "num_samples 3, now 5"), ("slice_axes", [0, 2], r"slice_axes \[2\], now")]
+)
+def test_another_sampling_is_refused_before_a_case_is_done(tmp_path, name, value, told):
     interrupted(tmp_path)
     network = Network()
-    network.num_samples = 5
-    with pytest.raises(InputError, match="another sampling .num_samples 3, now 5"):
+    setattr(network, name, value)
+    with pytest.raises(InputError, match=f"other weights or settings .{told}"):
         infer(tmp_path, network, resume=True)
-    assert network.seen == []
+    assert network._seen == []
     kept = [json.loads(line) for line in (tmp_path / LEDGER).read_text(encoding="utf-8").splitlines()]
     assert len(kept) == 4  # the heading and three cases
+
+
+def test_other_settings_are_refused_but_not_another_device(tmp_path):
+    ledger, engine = InferenceLedger(tmp_path), SimpleNamespace(network=Network(), state=SimpleNamespace())
+    ledger.open(engine, False, {"scale": 0.5, "device": "cpu"})
+    engine.network.max_batch_size = 1
+    ledger.open(engine, True, {"scale": 0.5, "device": "cuda"})
+    with pytest.raises(InputError, match="settings .scale 0.5, now 1.0"):
+        ledger.open(engine, True, {"scale": 1.0, "device": "cpu"})
 
 
 def test_nothing_to_resume_is_refused(tmp_path):
