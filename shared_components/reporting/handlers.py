@@ -78,6 +78,7 @@ class CaseMetrics:
             (`add_instances`).
         regions: name to class indices, of unions of classes that are scored too, such as the whole tumour.
         members: how to score the members of an ensemble, if wanted (`MemberScores`).
+        expected: whether to add the expected Dice, which means nothing where predictions are no probabilities.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class CaseMetrics:
         instances_key: str = "instances",
         regions: Mapping[str, Sequence[int]] | None = None,
         members: MemberScores | None = None,
+        expected: bool = True,
     ) -> None:
         if distance_unit not in (None, *UNITS):
             raise InputError(f"distance_unit '{distance_unit}': expected one of {', '.join(UNITS)}, or none")
@@ -103,7 +105,7 @@ class CaseMetrics:
         self.pred_key, self.label_key, self.instances_key = pred_key, label_key, instances_key
         self.unit, self.margin, self.num_bins = distance_unit, region_margin, num_bins
         self.overwrite, self.iou, self.regions = overwrite, iou, regions
-        self.instances, self.members = instances, members
+        self.instances, self.members, self.expected = instances, members, expected
         self._records: dict[CaseKey, CaseRecord] = {}
         self._since = 0.0
 
@@ -147,8 +149,8 @@ class CaseMetrics:
         unit = self.unit or ("px" if in_pixels else "mm")
         spacing = [1.0] * (label.ndim - 1) if in_pixels else None
         try:
-            options = {"margin": self.margin, "num_bins": self.num_bins, "iou": self.iou, "regions": self.regions}
-            scores, bins = score_case(prediction, label, names, spacing, unit, **options)
+            options = {"margin": self.margin, "num_bins": self.num_bins, "iou": self.iou, "expected": self.expected}
+            scores, bins = score_case(prediction, label, names, spacing, unit, regions=self.regions, **options)
             if self.instances is not None:
                 scores.update(self.instances(prediction, label, instances))
             if ensemble is not None:

@@ -126,6 +126,7 @@ def score_case(
     num_bins: int = 20,
     iou: bool = False,
     regions: Mapping[str, Sequence[int]] | None = None,
+    expected: bool = True,
 ) -> tuple[dict[str, float], Tensor]:
     """Score one case.
 
@@ -143,13 +144,14 @@ def score_case(
         num_bins: bins of the calibration error.
         iou: whether to add the intersection over union, which has Dice's conventions.
         regions: name to class indices, of unions of classes that are scored too.
+        expected: whether to add the expected Dice.
 
     Returns:
         The scores: ``dice_<name>``, ``dice_mean`` (of the classes), with ``iou`` ``iou_<name>`` and ``iou_mean``,
         ``hd95_<unit>_<name>``, ``assd_<unit>_<name>``,
         ``ece_near_foreground`` (expected calibration error), ``error_auroc_near_foreground`` (area under the
-        ROC curve of the entropy as a detector of wrong voxels), ``expected_dice`` (without the reference, mean of the
-        classes that are found; 1 for a hard prediction). And the `calibration_bins` near the
+        ROC curve of the entropy as a detector of wrong voxels), with ``expected`` ``expected_dice`` (without the
+        reference, mean of the classes that are found; 1 for a hard prediction). And the `calibration_bins` near the
         foreground.
 
     Raises:
@@ -175,7 +177,8 @@ def score_case(
     scores["ece_near_foreground"] = float((bins[2] - bins[1]).abs().sum() / bins[0].sum())
     wrong = (predicted != truth)[None]
     scores["error_auroc_near_foreground"] = error_detection_auroc(entropy(probabilities[None]), wrong, region)
-    scores["expected_dice"] = float(expected_dice(probabilities[None]).nanmean())
+    if expected:
+        scores["expected_dice"] = float(expected_dice(probabilities[None]).nanmean())
     return scores, bins
 
 

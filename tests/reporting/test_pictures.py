@@ -72,6 +72,13 @@ def test_a_picture_is_measured_in_pixels_whatever_its_header_says(tmp_path, affi
     assert state.near_foreground == "Within 2 px of what the prediction or the reference marks."
 
 
+def test_what_is_no_probability_has_no_expected_dice(tmp_path):
+    cases = [square_case(f"{number}.png", shift=number) for number in range(6)]
+    state = run_on(cases, CaseMetrics(tmp_path, {"lesion": 1}, expected=False))
+    told = {row["metric"] for row in state.case_summary} | {column for row in state.case_metrics for column in row}
+    assert "dice_mean" in told and not any(name.startswith("expected") for name in told)
+
+
 def test_the_band_of_the_uncertainty_is_in_pixels(tmp_path):
     case = square_case("a.png", affine=HALF_MM)
     state = run_on([case], CaseMetrics(tmp_path, {"lesion": 1}, region_margin=2))
