@@ -19,7 +19,7 @@ from shared_components.adaptation.pairs import SHEET, read_grey
 from shared_components.adaptation.pseudo_labels import load_weights, target_images
 from shared_components.adaptation.scale import folder_width, target_sheet
 from shared_components.data.datalists import datalist
-from shared_components.data.files import image_stem
+from shared_components.data.formats.files import image_stem
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.errors import InputError
 from shared_components.reporting.files import write_atomically

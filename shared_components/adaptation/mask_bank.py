@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared_components.data.files import image_stem
+from shared_components.data.formats.files import image_stem
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)

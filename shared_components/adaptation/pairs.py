@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shared_components.adaptation.mask_bank import write_mask_bank
-from shared_components.data.files import read_json_object, write_json
+from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.transforms import AveragingResized
 from shared_components.errors import InputError

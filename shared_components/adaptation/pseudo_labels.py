@@ -20,10 +20,10 @@ from skimage.morphology import remove_small_objects
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shared_components.data.cases import find_cases
 from shared_components.data.datalists import inference_cases, note_failure
-from shared_components.data.files import image_stem
-from shared_components.data.split import choose_split, sections
+from shared_components.data.formats.files import image_stem
+from shared_components.data.layouts.cases import find_cases
+from shared_components.data.layouts.split import choose_split, sections
 from shared_components.errors import InputError
 from shared_components.training.files import load_safely
 
@@ -44,8 +44,8 @@ def target_images(
 ) -> list[dict[str, Any]]:
     """List a section's images of the target domain; labels in the folder are not looked at.
 
-    The sections are those of `shared_components.data.split.sections`, so that images kept for scoring are not trained
-    on.
+    The sections are those of `shared_components.data.layouts.split.sections`, so that images kept for scoring are not
+    trained on.
 
     Args:
         dataset_dir: folder of the data set, of any layout.

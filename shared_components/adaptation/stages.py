@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import shared_components
 from shared_components.adaptation.adaptation_report import write_adaptation_report
 from shared_components.bundle_tools.export import find_bundle
-from shared_components.data.files import read_json_object, write_json
+from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.vessels import POLARITIES
 from shared_components.errors import InputError

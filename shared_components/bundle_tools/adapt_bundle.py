@@ -29,11 +29,11 @@ from shared_components.bundle_tools.adapted_files import write_adapted
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.bundle_tools.targets import new_target
 from shared_components.bundle_tools.training_memory import bytes_a_pixel
-from shared_components.data.cases import CaseFolder, find_cases
-from shared_components.data.check import usual_spatial_dims
+from shared_components.data.checks.cases import usual_spatial_dims
+from shared_components.data.checks.understood import overview_text, split_source
 from shared_components.data.fingerprint import Fingerprint, fingerprint
-from shared_components.data.split import group_patients, guess_patient_pattern, overlapping, sections
-from shared_components.data.understood import overview_text, split_source
+from shared_components.data.layouts.cases import CaseFolder, find_cases
+from shared_components.data.layouts.split import group_patients, guess_patient_pattern, overlapping, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def adapt_bundle(
 
     Args:
         bundle: a segmentation bundle's folder, or its name in ``bundles/``.
-        dataset_dir: the folder; `shared_components.data.cases.find_cases` says which it understands.
+        dataset_dir: the folder; `shared_components.data.layouts.cases.find_cases` says which it understands.
         name: of the new bundle: letters, digits and underscores.
         output: folder to make; by default ``bundles/<name>`` where there is a folder ``bundles``, else ``<name>``.
         labels: the classes to segment: names of the data's own labels, or name to value or values; by default all.

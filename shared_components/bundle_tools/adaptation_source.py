@@ -11,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from shared_components.bundle_tools.adaptation_plan import Template
-from shared_components.data.files import read_json_object
+from shared_components.data.formats.files import read_json_object
 from shared_components.errors import InputError
 
 

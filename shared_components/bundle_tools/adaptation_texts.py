@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared_components.bundle_tools.adaptation_plan import Choice, Task
-from shared_components.data.cases import CaseFolder
 from shared_components.data.fingerprint import Fingerprint
-from shared_components.data.split import overlapping, sections
+from shared_components.data.layouts.cases import CaseFolder
+from shared_components.data.layouts.split import overlapping, sections
 
 _KINDS = {"CT": "CT", "MR": "MR", "RGB": "colour", "grey": "grey"}
 _FORMATS = {"CT": "hounsfield", "MR": "magnitude", "RGB": "RGB", "grey": "magnitude"}

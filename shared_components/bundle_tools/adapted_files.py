@@ -15,10 +15,10 @@ from shared_components.bundle_tools.adaptation_plan import Choice, Task, setting
 from shared_components.bundle_tools.adaptation_source import Source
 from shared_components.bundle_tools.adaptation_texts import data_licence, metadata, model_card, plan_page
 from shared_components.bundle_tools.config_text import config_text
-from shared_components.data.cases import CaseFolder
-from shared_components.data.files import read_json_object
 from shared_components.data.fingerprint import Fingerprint
-from shared_components.data.split import sections
+from shared_components.data.formats.files import read_json_object
+from shared_components.data.layouts.cases import CaseFolder
+from shared_components.data.layouts.split import sections
 
 OVERLAYS = ("evaluate", "multi_gpu_train", "plain", "plain_backbone", "attention")
 

@@ -23,7 +23,7 @@ from shared_components.bundle_tools.published_names import (
     convert,
     find_form,
 )
-from shared_components.data.files import read_json_object
+from shared_components.data.formats.files import read_json_object
 from shared_components.errors import InputError, find_input_error
 
 SEED = 0

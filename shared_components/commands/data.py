@@ -50,7 +50,7 @@ def check_data(
         patient_pattern: Regular expression that finds the patient in a case id; one who lies in two sections is an
             error.
     """
-    from shared_components.data.check_data import check_data as run
+    from shared_components.data.checks.check_data import check_data as run
 
     findings = run(
         dataset_dir,
@@ -126,7 +126,7 @@ def prepare_ct_organs(source, output):
         source: Folder of the subjects' folders.
         output: Folder to make.
     """
-    from shared_components.data.prepare_synthesis import prepare_ct_organs as run
+    from shared_components.data.preparation.synthesis import prepare_ct_organs as run
 
     sys.stdout.write(f"{run(source, output)}\n")
 
@@ -144,7 +144,7 @@ def prepare_breast_mri(source, output, *, size=256, axis=2, least_share=0.01):
         axis: Slicing axis of the volumes in RAS order.
         least_share: Share of a slice that must be labelled.
     """
-    from shared_components.data.prepare_synthesis import prepare_breast_mri as run
+    from shared_components.data.preparation.synthesis import prepare_breast_mri as run
 
     sys.stdout.write(f"{run(source, output, size, axis, least_share)}\n")
 
@@ -158,7 +158,7 @@ def prepare_mask_types(img_dir, seg_dir, output):
         seg_dir: Folder with a folder of train, val and test for each kind of mask.
         output: Folder to make.
     """
-    from shared_components.data.prepare_synthesis import prepare_mask_types as run
+    from shared_components.data.preparation.synthesis import prepare_mask_types as run
 
     sys.stdout.write(f"{run(img_dir, seg_dir, output)}\n")
 
@@ -171,7 +171,7 @@ def import_pickle(source, output_dir):
         source: The pickled dictionary of arrays; a file with anything else in it is refused, and nothing in it is run.
         output_dir: Folder to make; each data set gets images/ and masks/ in a folder of its own.
     """
-    from shared_components.data.pickled import import_pickle as run
+    from shared_components.data.preparation.pickled import import_pickle as run
 
     sys.stdout.write("".join(f"{folder}\n" for folder in run(source, output_dir)))
 
@@ -188,6 +188,6 @@ def simulate_angiograms(dataset_dir, output_dir, *, speckle=0.4, seed=0):
         speckle: Standard deviation of the factor that every pixel is multiplied by.
         seed: Of the speckle.
     """
-    from shared_components.data.simulated_angiograms import simulate_angiograms as run
+    from shared_components.data.preparation.simulated_angiograms import simulate_angiograms as run
 
     sys.stdout.write(f"{run(dataset_dir, output_dir, speckle, seed)}\n")

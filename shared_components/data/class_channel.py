@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from shared_components.data.manifest import CLASS_COLUMN
+from shared_components.data.layouts.manifest import CLASS_COLUMN
 from shared_components.errors import InputError
 
 UNKNOWN_CLASS = -1

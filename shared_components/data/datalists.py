@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.check import (
+from shared_components.data.checks.cases import (
     AFFINE_TOLERANCE_MM,
     Labels,
     all_masks_empty,
@@ -21,8 +20,9 @@ from shared_components.data.check import (
     label_conflicts,
     usual_spatial_dims,
 )
-from shared_components.data.dataset_json import SECTIONS
-from shared_components.data.split import choose_split, find_leaks, overlapping, sections
+from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
+from shared_components.data.layouts.dataset_json import SECTIONS
+from shared_components.data.layouts.split import choose_split, find_leaks, overlapping, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def datalist(
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
     The sections are those of ``split.json``, or follow from the sorted ids:
-    `shared_components.data.split.sections` has the rule. Layouts: `shared_components.data.cases.find_cases`.
+    `shared_components.data.layouts.split.sections` has the rule. Layouts:
+    `shared_components.data.layouts.cases.find_cases`.
 
     Args:
         dataset_dir: folder of the data set.
@@ -80,10 +81,10 @@ def datalist(
             either: what most of the folder's cases are.
         fold, num_folds: which part of what is not tested validates; without a fold `sections` has a rule.
         patient_pattern: regular expression that finds the patient in a case id
-            (`shared_components.data.split.group_patients`); by default a manifest's column, else a case is a patient.
-        channel: the one that a model of one channel is shown, of files with several.
+            (`shared_components.data.layouts.split.group_patients`); by default a manifest's column, else a case is a
+        patient. channel: the one that a model of one channel is shown, of files with several.
         published_fold: 0, 1 or 2: train and test as cDAL was published on lungs
-            (`shared_components.data.lung_folds.published_lung_split`).
+            (`shared_components.data.layouts.lung_folds.published_lung_split`).
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
@@ -220,7 +221,7 @@ def check_command(root: Path, options: Mapping[str, Any]) -> str:
 
     Args:
         root: the folder.
-        options: of `shared_components.data.check_data.check_data`; those that are ``None`` are left out.
+        options: of `shared_components.data.checks.check_data.check_data`; those that are ``None`` are left out.
     """
     given = [f'--{name} "{value}"' for name, value in options.items() if value not in (None, AFFINE_TOLERANCE_MM)]
     return " ".join([f"python -m shared_components check_data --dataset_dir {shlex.quote(str(root))}", *given])

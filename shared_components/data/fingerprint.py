@@ -14,11 +14,11 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from shared_components.data.cases import Case, CaseFolder
-from shared_components.data.check import usual_spatial_dims
-from shared_components.data.files import UnusableImage
-from shared_components.data.scan import FULL_SCALE, full_scale_label
-from shared_components.data.volumes import Grid, Volume, open_volume
+from shared_components.data.checks.cases import usual_spatial_dims
+from shared_components.data.formats.files import UnusableImage
+from shared_components.data.formats.scan import FULL_SCALE, full_scale_label
+from shared_components.data.formats.volumes import Grid, Volume, open_volume
+from shared_components.data.layouts.cases import Case, CaseFolder
 
 _SAMPLED_A_BLOCK = 4096
 _SAMPLED_A_CASE = 8192

@@ -12,19 +12,19 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from shared_components.data.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.check import check_cases, describe, usual_spatial_dims
-from shared_components.data.class_folders import (
+from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
+from shared_components.data.datalists import note_left_out
+from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
+from shared_components.data.layouts.class_folders import (
     NEGATIVE_WORDS,
     POSITIVE_WORDS,
     LabelledSlices,
     find_class_folders,
 )
-from shared_components.data.datalists import note_left_out
-from shared_components.data.dataset_json import SECTIONS
+from shared_components.data.layouts.dataset_json import SECTIONS
+from shared_components.data.layouts.split import choose_split, find_leaks, sections
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.slice_transforms import object_pixels
-from shared_components.data.split import choose_split, find_leaks, sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def find_labelled_slices(
       ``NAME_mask``, ``NAME_mask_1``, ... beside an image ``NAME``; what is under ``validation/`` is the test section.
       Or these folders directly;
     * ``manifest.csv`` with a column of `CLASS_COLUMNS` that holds such words;
-    * every layout of `shared_components.data.cases.find_cases` with masks: the label follows from the mask.
+    * every layout of `shared_components.data.layouts.cases.find_cases` with masks: the label follows from the mask.
 
     In the published layout the patient is the file's name without the number of the slice at its end, so that no
     patient comes to lie in two sections; where that is the name of a class only (``tumor_001``), every slice is a
@@ -94,8 +94,8 @@ def slice_list(
     """List the slices of a section for a MONAI dataset, after checking every image.
 
     The sections are those of ``split.json``, of the manifest or of the published layout, or follow from the patients
-    (`shared_components.data.split.sections`). The training section has no masks in it: training sees image-level labels
-    alone.
+    (`shared_components.data.layouts.split.sections`). The training section has no masks in it: training sees
+    image-level labels alone.
 
     Args:
         dataset_dir: as in `find_labelled_slices`.

@@ -17,12 +17,12 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
-from shared_components.data.aperio import is_annotation, read_annotation
-from shared_components.data.arrays import is_stack, read_stack
-from shared_components.data.files import UnusableImage, label_stem
-from shared_components.data.ground import is_ground, read_ground
-from shared_components.data.pictures import Picture, channels_fit, is_picture, read_picture
-from shared_components.data.scan import Labels, allowed_values, full_scale_label
+from shared_components.data.formats.aperio import is_annotation, read_annotation
+from shared_components.data.formats.arrays import is_stack, read_stack
+from shared_components.data.formats.files import UnusableImage, label_stem
+from shared_components.data.formats.ground import is_ground, read_ground
+from shared_components.data.formats.pictures import Picture, channels_fit, is_picture, read_picture
+from shared_components.data.formats.scan import Labels, allowed_values, full_scale_label
 from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
@@ -35,7 +35,7 @@ StoredValues = Sequence[int | Sequence[int]] | None
 
 
 class PictureReader(ImageReader):
-    """Reads pictures for `monai.transforms.LoadImage` by `shared_components.data.pictures.read_picture`.
+    """Reads pictures for `monai.transforms.LoadImage` by `shared_components.data.formats.pictures.read_picture`.
 
     MONAI's own `PILReader` keeps alpha channels, palette indices and EXIF-rotated pixels as they are, and TIFF goes to
     another reader. The order of the axes is the same: columns first, which `PILWriter` undoes, so that a picture
@@ -80,8 +80,8 @@ class PictureReader(ImageReader):
 class VolumeReader(ImageReader):
     """Reads volumes that ITK does not know, for `monai.transforms.LoadImage`.
 
-    They are stacks of slices as NumPy arrays (`shared_components.data.arrays.read_stack`) and, as label maps, folders
-    of CHAOS's ground truth (`shared_components.data.ground.read_ground`).
+    They are stacks of slices as NumPy arrays (`shared_components.data.formats.arrays.read_stack`) and, as label maps,
+    folders of CHAOS's ground truth (`shared_components.data.formats.ground.read_ground`).
     """
 
     def __init__(self, is_label: bool = False) -> None:
@@ -287,9 +287,9 @@ class LoadImageChannelsd(_LoadCased):
 
     A path is one file (4-D NIfTI included), a list of paths one file a channel, stacked in this order with the first
     file's metadata. A grey picture becomes a colour one by repetition, a colour picture a grey one by its luminance, an
-    alpha channel is dropped (`shared_components.data.pictures.read_picture`). Pictures of 8 and of 16 bits go from 0
-    to 255. Axes are ordered as MONAI orders them: (C, columns, rows) for a picture, so that `PILWriter` writes it as
-    its source lies. Where other cases' files have the same name, the entry "case" names what is loaded.
+    alpha channel is dropped (`shared_components.data.formats.pictures.read_picture`). Pictures of 8 and of 16 bits go
+    from 0 to 255. Axes are ordered as MONAI orders them: (C, columns, rows) for a picture, so that `PILWriter` writes
+    it as its source lies. Where other cases' files have the same name, the entry "case" names what is loaded.
     """
 
     def __init__(
@@ -317,8 +317,9 @@ class LoadLabelMapd(_LoadCased):
     A mask of 0 and 255 (or 65535) in a task with one label has 255 replaced by the label. A JPEG is cut at half first,
     colours that agree are one value, values that a float file stores next to a whole number are rounded; all other
     values stay. An Aperio annotation (``.xml``) is drawn as 1 in every region
-    (`shared_components.data.aperio.read_annotation`), in the size of the entry's image, which may be loaded already.
-    A list of paths is one mask a class, "" for a class that a case has not; or, ``united``, several masks of one image.
+    (`shared_components.data.formats.aperio.read_annotation`), in the size of the entry's image, which may be loaded
+    already. A list of paths is one mask a class, "" for a class that a case has not; or, ``united``, several masks of
+    one image.
     """
 
     def __init__(

@@ -18,12 +18,12 @@ from monai.transforms import Compose, Orientationd
 from PIL import Image
 from tqdm import tqdm
 
-from shared_components.data.cases import Case
-from shared_components.data.check import usual_spatial_dims
+from shared_components.data.checks.cases import usual_spatial_dims
 from shared_components.data.image_labels import find_labelled_slices
+from shared_components.data.layouts.cases import Case
+from shared_components.data.layouts.split import sections
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.slice_transforms import is_foreground
-from shared_components.data.split import sections
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def prepare_slices(
 
     Args:
         dataset_dir: volumes with label maps: MSD, nnU-Net, two folders, CHAOS, BTCV
-            (`shared_components.data.cases.find_cases`); or a ``manifest.csv`` with a label a volume
+            (`shared_components.data.layouts.cases.find_cases`); or a ``manifest.csv`` with a label a volume
             (`shared_components.data.image_labels.find_labelled_slices`).
         output_dir: folder to make.
         values: values of the label maps that are the object; several are merged.

@@ -16,11 +16,11 @@ from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 from PIL import Image
 
-from shared_components.data.cases import Case, CaseFolder, find_cases
-from shared_components.data.check import check_cases, describe, usual_spatial_dims
+from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
 from shared_components.data.datalists import SECTIONS
-from shared_components.data.files import IMAGE_SUFFIXES
-from shared_components.data.split import sections
+from shared_components.data.formats.files import IMAGE_SUFFIXES
+from shared_components.data.layouts.cases import Case, CaseFolder, find_cases
+from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError
 
 MODES = ("generate", "remove_classes", "translate", "interpolate")

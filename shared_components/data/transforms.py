@@ -13,7 +13,7 @@ from monai.transforms.spatial.functional import resize
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
 
-from shared_components.data.scan import INTEGER_TOLERANCE
+from shared_components.data.formats.scan import INTEGER_TOLERANCE
 from shared_components.errors import InputError
 
 

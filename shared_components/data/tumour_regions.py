@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared_components.data.case_folder import CaseFolder
-from shared_components.data.cases import find_cases
-from shared_components.data.check import usual_spatial_dims
-from shared_components.data.files import UnusableImage
-from shared_components.data.scan import scan_values
-from shared_components.data.volumes import open_volume
+from shared_components.data.checks.cases import usual_spatial_dims
+from shared_components.data.formats.files import UnusableImage
+from shared_components.data.formats.scan import scan_values
+from shared_components.data.formats.volumes import open_volume
+from shared_components.data.layouts.case_folder import CaseFolder
+from shared_components.data.layouts.cases import find_cases
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def tumour_regions(labelled: Mapping[str, Any] | None, demonstration: bool = Fal
     several meanings and are refused. What was chosen is logged.
 
     Args:
-        labelled: arguments of `shared_components.data.cases.find_cases` for the folder whose labels are read; ``None``
-            where none are, as in inference, which needs the number of regions alone.
+        labelled: arguments of `shared_components.data.layouts.cases.find_cases` for the folder whose labels are read;
+            ``None`` where none are, as in inference, which needs the number of regions alone.
         demonstration: the labels are those of the phantoms.
 
     Raises:

@@ -14,7 +14,7 @@ from monai.data import ImageWriter, MetaTensor, NibabelWriter, PILWriter
 from monai.utils import ensure_tuple, get_equivalent_dtype
 from PIL.PngImagePlugin import PngInfo
 
-from shared_components.data.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
+from shared_components.data.formats.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
 from shared_components.errors import InputError
 
 UNIT_SCALE = 65535

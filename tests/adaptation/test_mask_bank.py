@@ -10,9 +10,9 @@ from PIL import Image
 
 from shared_components.adaptation.mask_bank import windows, write_mask_bank
 from shared_components.adaptation.pairs import finish_pairs, pending_masks, read_grey, read_masks
-from shared_components.data.cases import find_cases
+from shared_components.data.layouts.cases import find_cases
+from shared_components.data.layouts.split import sections
 from shared_components.data.phantoms import make_phantoms
-from shared_components.data.split import sections
 from shared_components.errors import InputError
 
 

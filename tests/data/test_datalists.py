@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared_components.data.check_data import check_data
+from shared_components.data.checks.check_data import check_data
 from shared_components.data.datalists import datalist, inference_cases
 from shared_components.errors import InputError
 from tests.data.folders import SHAPE, case_names, msd_folder, picture_folder, save, some_image, some_label

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared_components.data.cases import find_cases
 from shared_components.data.fingerprint import fingerprint
+from shared_components.data.layouts.cases import find_cases
 from tests.data.folders import case_names, msd_folder, save
 
 
@@ -43,7 +43,7 @@ def test_intensities_are_those_of_the_labelled_voxels_and_of_the_values_asked_fo
 
 
 def test_blocks_that_do_not_end_at_a_whole_byte_mark_the_right_voxels(tmp_path, monkeypatch):
-    monkeypatch.setattr("shared_components.data.volumes.BLOCK_VOXELS", 24)
+    monkeypatch.setattr("shared_components.data.formats.volumes.BLOCK_VOXELS", 24)
     rng = np.random.default_rng(0)
     image, label = rng.uniform(0, 1, (7, 5, 3)).astype(np.float32), rng.integers(0, 2, (7, 5, 3)).astype(np.uint8)
     save(tmp_path / "images" / "a.nii.gz", image)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared_components.data.cases import find_cases
 from shared_components.data.datalists import datalist, inference_cases
+from shared_components.data.layouts.cases import find_cases
+from shared_components.data.layouts.split import sections
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
-from shared_components.data.split import sections
 
 
 class Known(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared_components.data.pictures import read_picture
+from shared_components.data.formats.pictures import read_picture
 from tests.monai_label.cases import BUNDLES, DRAWN, REAL, write_case
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_components.data.cases import find_cases
-from shared_components.data.check import check_folder
+from shared_components.data.checks.cases import check_folder
 from shared_components.data.datalists import inference_cases
+from shared_components.data.layouts.cases import find_cases
 
 ROOT = "1.2.826.0.1.3680043.8.498"
 

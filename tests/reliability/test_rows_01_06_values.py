@@ -8,10 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from shared_components.data.cases import Case
-from shared_components.data.check import check_case
-from shared_components.data.check_data import check_data
+from shared_components.data.checks.cases import check_case
+from shared_components.data.checks.check_data import check_data
 from shared_components.data.datalists import datalist
+from shared_components.data.layouts.cases import Case
 from shared_components.errors import InputError
 from tests.data.folders import case_names, msd_folder, save, some_image, some_label
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from monai.transforms import RandCropByPosNegLabeld
 
-from shared_components.data.cases import Case, find_cases
-from shared_components.data.check import check_case, check_folder
-from shared_components.data.check_data import check_data
+from shared_components.data.checks.cases import check_case, check_folder
+from shared_components.data.checks.check_data import check_data
 from shared_components.data.datalists import datalist, inference_cases
+from shared_components.data.layouts.cases import Case, find_cases
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.losses import CleanLabelLoss

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 from shared_components.bundle_tools.settings import check_settings
-from shared_components.data.cases import Case, find_cases
-from shared_components.data.check import check_case, check_folder
+from shared_components.data.checks.cases import check_case, check_folder
 from shared_components.data.datalists import datalist
+from shared_components.data.layouts.cases import Case, find_cases
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.writers import AtomicNibabelWriter
 from shared_components.errors import InputError

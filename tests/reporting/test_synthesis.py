@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
-from shared_components.data.cases import find_cases
+from shared_components.data.layouts.cases import find_cases
 from shared_components.errors import InputError
 from shared_components.reporting.grids import Tile, contact_sheet
 from shared_components.reporting.synthesis_metrics import SynthesisMetrics, mean_similarity, nearest_distances

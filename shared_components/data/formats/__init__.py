@@ -1,0 +1,1 @@
+"""Files: how one image, mask or table is stored, read in bounded memory and never run."""

@@ -1,0 +1,1 @@
+"""Folders: which arrangements of a data set are understood, and how it is split."""

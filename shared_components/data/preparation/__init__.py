@@ -1,0 +1,1 @@
+"""Data sets made of others before a training: another form, another modality."""
