@@ -4,140 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.data.image_reader import ImageReader
 from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage, LoadImaged
-from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
-from shared_components.data.formats.aperio import is_annotation, read_annotation
-from shared_components.data.formats.arrays import is_stack, read_stack
+from shared_components.data.formats.aperio import is_annotation
 from shared_components.data.formats.files import UnusableImage, label_stem
-from shared_components.data.formats.ground import is_ground, read_ground
-from shared_components.data.formats.pictures import Picture, channels_fit, is_picture, read_picture
+from shared_components.data.formats.pictures import channels_fit
+from shared_components.data.formats.readers import (
+    PICTURE_FORMAT,
+    Annotation,
+    AnnotationReader,
+    PictureReader,
+    VolumeReader,
+)
 from shared_components.data.formats.scan import Labels, allowed_values, full_scale_label
 from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
-PICTURE_FORMAT = "picture_format"
 _READ_FROM = "read_from"  # the file itself, where the result is called otherwise
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
-_DEEP_TO_8_BIT = 257
 
 StoredValues = Sequence[int | Sequence[int]] | None
-
-
-class PictureReader(ImageReader):
-    """Reads pictures for `monai.transforms.LoadImage` by `shared_components.data.formats.pictures.read_picture`.
-
-    MONAI's own `PILReader` keeps alpha channels, palette indices and EXIF-rotated pixels as they are, and TIFF goes to
-    another reader. The order of the axes is the same: columns first, which `PILWriter` undoes, so that a picture
-    written from what was loaded lies as its source does. Values of 16 bits are divided by 257 as floats, so that
-    pictures of both depths go from 0 to 255 and nothing is rounded; label maps are never scaled.
-    """
-
-    def __init__(self, is_label: bool = False) -> None:
-        """Create the reader, for label maps if ``is_label``."""
-        super().__init__()
-        self.is_label = is_label
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Tell whether all of the files are pictures."""
-        return all(is_picture(Path(name)) for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> Picture:
-        """Read one picture.
-
-        Raises:
-            UnusableImage: as `read_picture`.
-        """
-        (name,) = ensure_tuple(data)
-        return read_picture(Path(name), self.is_label)
-
-    def get_data(self, img: Picture) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return (columns, rows, channels) and the metadata, with an identity affine."""
-        pixels = img.pixels
-        if pixels.dtype == np.uint16 and not self.is_label:
-            pixels = pixels.astype(np.float32) / _DEEP_TO_8_BIT
-        meta = {
-            MetaKeys.AFFINE: np.eye(4),
-            MetaKeys.ORIGINAL_AFFINE: np.eye(4),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(pixels.shape[:2]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
-            PICTURE_FORMAT: img.file_format,
-        }
-        return pixels, meta
-
-
-class VolumeReader(ImageReader):
-    """Reads volumes that ITK does not know, for `monai.transforms.LoadImage`.
-
-    They are stacks of slices as NumPy arrays (`shared_components.data.formats.arrays.read_stack`) and, as label maps,
-    folders of CHAOS's ground truth (`shared_components.data.formats.ground.read_ground`).
-    """
-
-    def __init__(self, is_label: bool = False) -> None:
-        """Create the reader, for label maps if ``is_label``."""
-        super().__init__()
-        self.is_label = is_label
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
-        """Tell whether all of the paths are such volumes."""
-        paths = [Path(name) for name in ensure_tuple(filename)]
-        return all(is_stack(path) or (self.is_label and is_ground(path)) for path in paths)
-
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Read one volume and its affine.
-
-        Raises:
-            UnusableImage: as `read_stack` and `read_ground`.
-        """
-        (name,) = ensure_tuple(data)
-        path = Path(name)
-        return (read_stack(path, self.is_label), np.eye(4)) if is_stack(path) else read_ground(path)
-
-    def get_data(self, img: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the volume (x, y, z) and the metadata."""
-        volume, affine = img
-        meta = {
-            MetaKeys.AFFINE: affine,
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(volume.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
-        }
-        return volume, meta
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    """An Aperio annotation in place of a label map, and the picture that it belongs to, if that is known."""
-
-    path: str
-    image: Path | None
-
-    def __str__(self) -> str:
-        return self.path
-
-
-class _AnnotationReader(PictureReader):
-    """Draws one annotation."""
-
-    def __init__(self, annotation: _Annotation, numbered: bool) -> None:
-        super().__init__(is_label=True)
-        self.image, self.numbered = annotation.image, numbered
-
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **_: Any) -> Picture:
-        (name,) = ensure_tuple(data)
-        return read_annotation(Path(name), self.image, self.numbered)
 
 
 class _FileLoader(LoadImage):
@@ -204,8 +99,8 @@ class _LabelLoader(_FileLoader):
         if isinstance(filename, (list, tuple)) and len(filename) > 1:
             return self.result(self._united(filename, reader) if self.united else self._one_a_class(filename))
         (name,) = ensure_tuple(filename)
-        if isinstance(name, _Annotation):
-            return self.result(self.load(name.path, _AnnotationReader(name, self.numbered)))
+        if isinstance(name, Annotation):
+            return self.result(self.load(name.path, AnnotationReader(name, self.numbered)))
         return self.result(self._one(name, reader))
 
     def _one(self, name: Any, reader: ImageReader | None) -> MetaTensor:
@@ -355,7 +250,7 @@ class LoadLabelMapd(_LoadCased):
         """Load the label maps of one case."""
         image = _file_of(data.get(self.image_key))
         labels = {key: data[key] for key in self.key_iterator(dict(data)) if is_annotation(data[key])}
-        drawn = {key: _Annotation(os.path.expanduser(path), image) for key, path in labels.items()}
+        drawn = {key: Annotation(os.path.expanduser(path), image) for key, path in labels.items()}
         return super().__call__({**data, **drawn}, reader)
 
 

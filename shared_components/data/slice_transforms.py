@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 
-from shared_components.data.loaders import PICTURE_FORMAT
+from shared_components.data.formats.readers import PICTURE_FORMAT
 from shared_components.errors import InputError
 
 

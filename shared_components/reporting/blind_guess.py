@@ -12,6 +12,8 @@ from monai.metrics import compute_dice
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, one_hot
 
+from shared_components.reporting.case_keys import gather
+
 GRID = 32
 METRIC = "blind_guess_dice"
 
@@ -93,7 +95,7 @@ class BlindGuess:
     def __call__(self, engine: Engine) -> None:
         """Compare; the labels are the same in every validation, so the guess is made once."""
         if self._guess is None:
-            self._guess = blind_guess_dice(self._everybodys_maps())
+            self._guess = blind_guess_dice([item for part in gather(self._maps) for item in part])
             self._maps = []
         engine.state.metrics[METRIC] = self._guess
         reached, epoch = engine.state.metrics.get(self.metric), engine.state.epoch
@@ -107,10 +109,3 @@ class BlindGuess:
                 epoch,
                 self._guess,
             )
-
-    def _everybodys_maps(self) -> list[Tensor]:
-        if idist.get_world_size() == 1:
-            return self._maps
-        parts: list[list[Tensor]] = [[] for _ in range(idist.get_world_size())]
-        torch.distributed.all_gather_object(parts, self._maps)
-        return [item for part in parts for item in part]

@@ -13,7 +13,8 @@ from ignite.engine import Engine, Events
 from monai.networks.utils import eval_mode
 from torch import nn
 
-from shared_components.reporting.files import case_file, case_name, claim_outputs
+from shared_components.reporting.case_keys import claim, gather, next_key
+from shared_components.reporting.files import case_file, case_name
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.tables import Table
 from shared_components.reporting.weak_metrics import LISTS, MEANINGS, score_slice, summarise_slices
@@ -40,7 +41,7 @@ class WeakMetrics:
         self.output_dir = Path(output_dir)
         self.network = network
         self.overwrite = overwrite
-        self._rows: list[dict] = []
+        self._rows: dict[CaseKey, dict] = {}
         self._since = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -51,11 +52,8 @@ class WeakMetrics:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        if idist.get_rank() == 0:
-            claim_outputs(self.output_dir, [PER_SLICE, SUMMARY], self.overwrite)
-        idist.barrier()
-        self.overwrite = True
-        self._rows = []
+        claim(self, [PER_SLICE, SUMMARY])
+        self._rows = {}
 
     def _start_clock(self, engine: Engine) -> None:
         self._since = time.perf_counter()
@@ -69,8 +67,9 @@ class WeakMetrics:
                 image = torch.as_tensor(case["image"])[None].to(engine.state.device)
                 positive = float(self.network.positive_probability(image))
             mask = loaded.get("label")
-            name = case_name(case_file(mask, case["image"]))
-            row = {
+            key = next_key(case_file(mask, case["image"]), self._rows)
+            name = case_name(key[0])
+            self._rows[key] = {
                 "case": name,
                 "patient": str(loaded.get("patient", name)),
                 "class": int(loaded["class"]),
@@ -79,15 +78,10 @@ class WeakMetrics:
                 "seconds": seconds,
                 **score_slice(case["pred"], mask, draws=case.get("draws")),
             }
-            self._rows.append(row)
 
     def _finish(self, engine: Engine) -> None:
-        rows = self._rows
-        if idist.get_world_size() > 1:
-            parts: list = [None] * idist.get_world_size()
-            torch.distributed.all_gather_object(parts, rows)
-            # a distributed sampler repeats slices to fill up; they count once
-            rows = list({(row["case"], row["patient"]): row for part in parts for row in part}.values())
+        # a distributed sampler repeats slices to fill up; they count once
+        rows = list({key: row for part in gather(self._rows) for key, row in part.items()}.values())
         if not rows:
             return
         engine.state.weak_summary = summarise_slices(rows)

@@ -19,8 +19,9 @@ from PIL import Image
 from shared_components.ensembling import score_members
 from shared_components.errors import InputError
 from shared_components.reporting import CaseMetrics, MemberScores, ReportHandler, SaveOverlays
-from shared_components.reporting.handlers import choose_cases, on_grid_of
 from shared_components.reporting.report import weights_and_sampling
+from shared_components.reporting.report_handler import choose_cases
+from shared_components.reporting.save_overlays import on_grid_of
 
 NAMES = {"core": 1, "shell": 2}
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0, 1.5, -4], [0, 1.0, 0, 3], [0, 0, 0, 1]])

@@ -27,9 +27,9 @@ from shared_components.reporting import (
     score_case,
 )
 from shared_components.reporting.files import case_file, is_picture
-from shared_components.reporting.handlers import on_grid_of
 from shared_components.reporting.instances import find_instances, score_instances
 from shared_components.reporting.overlays import GAP, PANEL, STRIP
+from shared_components.reporting.save_overlays import on_grid_of
 
 HALF_MM = torch.diag(torch.tensor([0.5, 0.5, 1.0, 1.0]))
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from shared_components.data.formats.aperio import looks_like_aperio
 from shared_components.data.formats.files import (
-    CHANNEL_SUFFIX,
     IMAGE_FOLDERS,
     PAIRED_LABEL_FOLDERS,
-    PICTURE_SUFFIXES,
     annotations_by_stem,
     image_stem,
     images_by_stem,
@@ -23,6 +21,7 @@ from shared_components.data.formats.files import (
 )
 from shared_components.data.layouts.abdomen import AbdomenCases, abdomen_cases
 from shared_components.data.layouts.case_folder import Case, CaseFolder, Finding, named_apart, paired_cases
+from shared_components.data.layouts.channel_files import group_channels, has_channel_suffix
 from shared_components.data.layouts.columns import Columns, case_folders, channel_folders, masks_by_class
 from shared_components.data.layouts.dataset_json import (
     channel_names,
@@ -263,7 +262,7 @@ class _Finder:
             text = f"{len(below)} images below it, such as {below[0][1].relative_to(folder)}, are not looked at"
             self._problem("", folder, f"{text}; give their folder as dataset_dir", "images_below", "warning")
         files = files or below
-        suffixed = self._has_channel_suffix([stem for stem, _ in files], set())
+        suffixed = has_channel_suffix([stem for stem, _ in files], set(), self.meta, self.names)
         return "images", paired_cases(self._grouped(files, suffixed), {}), []
 
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
@@ -272,7 +271,9 @@ class _Finder:
         paired = image_dir.name != "imagesTr"
         tests = [] if paired else images_by_stem(self.root / "imagesTs")
         labels = without_label_suffix(labels, [stem for stem, _ in images]) if paired else labels
-        suffixed = self._has_channel_suffix([stem for stem, _ in images or tests], {stem for stem, _ in labels})
+        suffixed = has_channel_suffix(
+            [stem for stem, _ in images or tests], {stem for stem, _ in labels}, self.meta, self.names
+        )
         image_groups = self._grouped(images, suffixed)
         label_paths = {case: group[0] for case, group in self._grouped(labels, False).items()}
         if self.listing and not suffixed:
@@ -283,53 +284,8 @@ class _Finder:
             refuse_another_order(self.chosen, self.meta, self.root / "dataset.json")
         return layout, paired_cases(image_groups, label_paths), paired_cases(self._grouped(tests, suffixed), {})
 
-    def _has_channel_suffix(self, stems: list[str], label_stems: set[str]) -> bool:
-        """Tell whether ``_0000`` at the end of image names is nnU-Net's channel, not a part of the id."""
-        matches = [match for match in map(CHANNEL_SUFFIX.match, stems) if match]
-        if "channel_names" in self.meta and matches:
-            return True
-        if not matches or len(matches) < len(stems) or label_stems & set(stems):
-            return False
-        if label_stems:
-            return any(match.group(1) in label_stems for match in matches)
-        num_channels = len(self.names or ())
-        return max(int(match.group(2)) for match in matches) < max(num_channels, 1)
-
     def _grouped(self, files: list[tuple[str, Path]], suffixed: bool) -> dict[str, dict[int, Path]]:
-        """Group (stem, file) pairs to cases: id to channel to file."""
-        groups: dict[str, dict[int, Path]] = {}
-        for stem, path in files:
-            match = CHANNEL_SUFFIX.match(stem) if suffixed else None
-            case, channel = (match.group(1), int(match.group(2))) if match else (stem, 0)
-            if suffixed and not match:
-                self._problem(case, path, "no channel suffix such as _0000 in its name; rename it", "no_suffix")
-            first = groups.setdefault(case, {}).setdefault(channel, path)
-            if first != path:
-                self._problem(case, path, f"same case id as {first.name}; keep one of the two", "duplicate_id")
-        if suffixed:
-            self._report_missing_channels(groups)
-        return self._chosen(groups) if suffixed and self.chosen else groups
-
-    def _chosen(self, groups: dict[str, dict[int, Path]]) -> dict[str, dict[int, Path]]:
-        """Keep the channels that the user names, in the user's order."""
-        kept = {
-            case: {new: group[n] for new, n in enumerate(self.chosen) if n in group} for case, group in groups.items()
-        }
-        return {case: group for case, group in kept.items() if group}
-
-    def _report_missing_channels(self, groups: dict[str, dict[int, Path]]) -> None:
-        most = max((max(group) for group in groups.values()), default=0) + 1
-        names = self.names or tuple(f"channel {i}" for i in range(most))
-        files = [path.name.lower() for group in groups.values() for path in group.values()]
-        if most == 1 and len(names) == 3 and all(name.endswith(PICTURE_SUFFIXES) for name in files):
-            return  # nnU-Net's colour pictures: one file of three channels
-        for case, group in groups.items():
-            present = next(iter(group.values()))
-            for channel, name in zip(self.chosen or range(len(names)), names):
-                if channel not in group:
-                    file = present.with_name(present.name.replace(image_stem(present.name), f"{case}_{channel:04d}"))
-                    text = f"channel {channel} ({name}) is missing: there is no such file"
-                    self._problem(case, file, text, "missing_channel")
+        return group_channels(files, suffixed, self.names, self.chosen, self.problems)
 
     def _listed(
         self, images: dict[str, dict[int, Path]], labels: dict[str, Path]
