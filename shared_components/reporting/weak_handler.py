@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.networks.utils import eval_mode
 from torch import nn
 
-from shared_components.reporting.case_keys import claim, gather, next_key
+from shared_components.reporting.case_keys import CaseKey, claim, gather, next_key
 from shared_components.reporting.files import case_file, case_name
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.tables import Table
