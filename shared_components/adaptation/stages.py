@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import shared_components
 from shared_components.adaptation.adaptation_report import write_adaptation_report
+from shared_components.adaptation.mask_check import about_masks
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.phantoms import make_phantoms
@@ -130,6 +131,10 @@ def run_stages(
     sides = (longest_side, target_longest_side)
     data = _data(source_dir, target_dir, output, source_polarity, target_polarity, sides)
     stages = plan(data, bool(labelled), _read_settings(settings), device, seed)
+    for domain in ("source", "target") if labelled else ("source",):
+        keys = data.keys(domain)
+        for text in about_masks(keys["dataset_dir"], keys["vessel_polarity"]):
+            logger.warning("%s: %s", domain, text)
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d of %d: %s", number, len(stages), stage.folder)
         _run_stage(folder, output, stage, PRESETS[preset].get(stage.config), overwrite)
@@ -193,6 +198,8 @@ def _data(
         if folder is None or not Path(folder).expanduser().is_dir():
             raise InputError(f"{name} {folder}: no such folder; give both source_dir and target_dir, or neither")
     source, target = (str(Path(folder).expanduser().absolute()) for folder in (source_dir, target_dir))
+    if Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"source_dir and target_dir are one folder, {source}; the target is another modality's")
     return Data(source, target, source_polarity, target_polarity, *longest_sides)
 
 
