@@ -110,6 +110,27 @@ def test_one_folder_for_both_domains_is_refused(run, tmp_path):
         run(target_dir=str(tmp_path / "t" / ".." / "s"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"output_dir": "t/run"}, "t/run: lies in target_dir"),
+        ({"longest_side": 0}, "longest_side is 0; expected a whole number of pixels"),
+        ({"target_longest_side": "308"}, "target_longest_side is '308'"),
+        ({"settings": '{"pairs": {"num_per_mask": 50}}'}, "expected the name of a JSON file"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_stage(run, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        run(**options)
+    assert run.processes.ran == []
+
+
+def test_another_bundle_has_no_stages(tmp_path):
+    with pytest.raises(InputError, match="cdm_brats: has no configs/train_segmenter.json; expected a bundle of stages"):
+        run_stages(str(Path(BUNDLE).with_name("cdm_brats")), output_dir=str(tmp_path))
+
+
 def test_masks_that_contradict_the_polarity_are_told_of(run, tmp_path, caplog):
     """Those of the target only where they are said to be of vessels."""
     for name, kind in (("s", "octa"), ("t", "fundus")):
