@@ -37,7 +37,9 @@ _ROWS = {
     "adapted": "adapted",
     "ceiling": "trained on the target's labels",
 }
-_METRICS = ("dice_vessel", "iou_vessel", "hd95_px_vessel", "ece_near_foreground", "error_auroc_near_foreground")
+_METRICS = ("dice_{}", "iou_{}", "hd95_px_{}", "ece_near_foreground", "error_auroc_near_foreground")
+_LABELS = {"vessel": 1}
+_OF_A_STAGE = ("dataset_dir", "vessel_polarity", "longest_side", "ckpt_path", "output_dir")
 
 
 def write_adaptation_report(
@@ -55,12 +57,15 @@ def write_adaptation_report(
     scores = {
         stage.folder.split("/")[1]: read_summary(output / stage.folder) for stage in stages if "/" in stage.folder
     }
+    evaluation = next(stage for stage in stages if stage.config == "evaluate")
+    overrides = {key: value for key, value in evaluation.overrides.items() if key not in _OF_A_STAGE}
+    label, part = next(iter(overrides.get("labels", _LABELS))), overrides.get("section", "test")
     tables = [
-        section(f"Scores on the {domain}'s test cases", _score_table(scores, domain), _gap(scores, domain))
+        section(
+            f"Scores on the {domain}'s {part} cases", *(make(scores, domain, label) for make in (_score_table, _gap))
+        )
         for domain in ("target", "source")
     ]
-    evaluation = next((stage for stage in stages if stage.config == "evaluate"), None)
-    overrides = {key: value for key, value in evaluation.overrides.items() if key.startswith(("segmenter", "device"))}
     pictures = _target_pictures(bundle, output, data, overrides, overlay, labelled="target_adapted" in scores)
     pairs = _figure("each generated image above its mask", (output / "pairs" / SHEET).read_bytes())
     note = "Image as the network sees it; what the network found before and after adaptation"
@@ -70,7 +75,7 @@ def write_adaptation_report(
         *tables,
         section("Images of the target, segmented", "".join(pictures), note),
         section("Generated pairs", pairs, "The masks are of the source; the images are made for them."),
-        section("Scale", *_scale(bundle, output, data, overlay)),
+        section("Scale", *_scale(bundle, output, data, overrides, overlay)),
         section("How it was made", settings_table({**stated, "environment": environment()})),
     ]
     title = "AdaptDiff: from one modality to another"
@@ -83,11 +88,12 @@ def read_summary(folder: Path) -> dict[str, float]:
         return {row["metric"]: float(row["mean"]) for row in csv.DictReader(file)}
 
 
-def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
+def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str, label: str = "vessel") -> str:
     rows = [(name, scores[f"{domain}_{key}"]) for key, name in _ROWS.items() if f"{domain}_{key}" in scores]
     if not rows:
         return ""
-    columns = [metric for metric in _METRICS if any(metric in row for _, row in rows)]
+    metrics = [metric.format(label) for metric in _METRICS]
+    columns = [metric for metric in metrics if any(metric in row for _, row in rows)]
     head = "".join(f"<th>{escape(heading_of(column))}</th>" for column in columns)
     lines = "".join(
         f"<tr><td>{escape(name)}</td>"
@@ -98,12 +104,12 @@ def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
     return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _gap(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
+def _gap(scores: Mapping[str, Mapping[str, float]], domain: str, label: str = "vessel") -> str:
     """Say which share of the gap between source only and the ceiling the adaptation closes."""
     names = [f"{domain}_{key}" for key in _ROWS]
     if not all(name in scores for name in names):
         return ""
-    before, after, ceiling = (scores[name]["dice_vessel"] for name in names)
+    before, after, ceiling = (scores[name][f"dice_{label}"] for name in names)
     if not ceiling > before:
         return "There is no gap to close: the network of the source is as good as one that knows the target's labels."
     if after < before:
@@ -114,12 +120,14 @@ def _gap(scores: Mapping[str, Mapping[str, float]], domain: str) -> str:
 def _target_pictures(
     bundle: Path, output: Path, data: Any, overrides: Mapping[str, Any], overlay: str | None, labelled: bool
 ) -> list[str]:
-    keys = {**data.keys("target"), **overrides, "bundle_root": str(bundle)}
-    items = (
-        datalist(data.target, "test", {"vessel": 1}, num_channels=3, spatial_dims=2)
-        if labelled
-        else _test_images(data.target)
-    )
+    keys = {**overrides, **data.keys("target"), "bundle_root": str(bundle)}
+    labels, channels = overrides.get("labels", _LABELS), overrides.get("num_channels", 3)
+    split, skip_bad = _split(overrides), overrides.get("skip_bad", False)
+    if labelled:
+        part = overrides.get("section", "test")
+        items = datalist(data.target, part, labels, skip_bad, channels, spatial_dims=2, **split)
+    else:
+        items = _test_images(data.target, skip_bad, channels, split)
     found = [
         segment(bundle, keys, overlay, output / name / "model.pt", items[:NUM_SHOWN])
         for name in _ROWS
@@ -129,18 +137,25 @@ def _target_pictures(
     for item, (image, before), (_, after) in zip(items, *found):
         panels = [image, 255 * before, 255 * after]
         if labelled:
-            panels.append(255 * np.asarray(LoadLabelMapd("label", {"vessel": 1})(item)["label"][0]).T)
+            panels.append(255 * np.asarray(LoadLabelMapd("label", labels)(item)["label"][0]).T)
         figures.append(_figure(Path(str(item["image"])).name, _side_by_side(panels)))
     return figures
 
 
-def _scale(bundle: Path, output: Path, data: Any, overlay: str | None) -> tuple[str, str]:
+def _split(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that say how a folder is divided."""
+    return {key: overrides[key] for key in ("fold", "num_folds", "patient_pattern") if key in overrides}
+
+
+def _scale(bundle: Path, output: Path, data: Any, overrides: Mapping[str, Any], overlay: str | None) -> tuple[str, str]:
     """Return a figure and a sentence by which to judge whether vessels are equally wide in source and target."""
     labels, masks = output / "diffusion" / "pseudo_labels" / "train", output / "pairs" / "masks"
-    items = [item for item in target_images(data.target, "train", skip_bad=True) if _label_of(labels, item).is_file()]
+    channels, split = overrides.get("num_channels", 3), _split(overrides)
+    items = target_images(data.target, "train", True, channels, **split)
+    items = [item for item in items if _label_of(labels, item).is_file()]
     if not items:
         return "", ""
-    keys = {**data.keys("target"), "bundle_root": str(bundle)}
+    keys = {**overrides, **data.keys("target"), "bundle_root": str(bundle)}
     preprocessing = _configured(bundle, keys, overlay).get_parsed_content("preprocessing")
     shown = items[:: -(-len(items) // _NUM_CROPS)]
     images = {_label_of(labels, item).name: _as_seen(preprocessing, item) for item in shown}
@@ -159,11 +174,11 @@ def _label_of(folder: Path, item: Mapping[str, Any]) -> Path:
     return folder / f"{image_stem(Path(image if isinstance(image, str) else image[0]).name)}.png"
 
 
-def _test_images(folder: str) -> list[dict[str, Any]]:
+def _test_images(folder: str, skip_bad: bool, num_channels: int, split: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
-        return target_images(folder, "test")
+        return target_images(folder, "test", skip_bad, num_channels, **split)
     except InputError:  # too few images for a section of their own
-        return target_images(folder, "train")
+        return target_images(folder, "train", skip_bad, num_channels, **split)
 
 
 def segment(

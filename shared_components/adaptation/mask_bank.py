@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared_components.data.formats.files import image_stem
+from shared_components.data.formats.files import image_stem, write_json
 from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -92,11 +93,10 @@ def write_mask_bank(
             f"mask bank of {len(items)} masks, {num_per_mask} windows each of {list(size)}: expected at least one each"
         )
     folder = Path(output_dir)
-    names = [image_stem(Path(str(item["label"])).name) for item in items]
-    stated = {"masks": names, "size": list(size), "num_per_mask": num_per_mask, "seed": seed, "least": min_foreground}
+    stated = bank_statement(items, masks, size, num_per_mask, min_foreground, seed)
     listed = [
         {"label": str(folder / "masks" / f"{name}_{number:03d}.png"), "seed": index * num_per_mask + number}
-        for index, name in enumerate(names)
+        for index, name in enumerate(stated["masks"])
         for number in range(num_per_mask)
     ]
     if _is_current(folder, stated) and all(Path(item["label"]).is_file() for item in listed):
@@ -107,9 +107,30 @@ def write_mask_bank(
         for number, window in enumerate(windows(mask, tuple(size), num_per_mask, rng, min_foreground)):
             path = Path(listed[index * num_per_mask + number]["label"])
             Image.fromarray(np.where(window != 0, 255, 0).astype(np.uint8)).save(path)
-    (folder / DESCRIPTION).write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, stated)
     logger.info("%s: a bank of %d masks", folder, len(listed))
     return listed
+
+
+def bank_statement(
+    items: Sequence[Mapping[str, Any]],
+    masks: Sequence[np.ndarray],
+    size: Sequence[int],
+    num_per_mask: int,
+    min_foreground: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what the windows of a bank depend on, the masks themselves among it; arguments of `write_mask_bank`."""
+    names = [str(item.get("case") or image_stem(Path(str(item["label"])).name)) for item in items]
+    if len(set(names)) < len(names):
+        names = [f"{index:04d}_{name}" for index, name in enumerate(names)]
+    digest = hashlib.sha256()
+    for mask in masks:
+        digest.update(str(mask.shape).encode() + np.packbits(mask != 0).tobytes())
+    return {
+        "masks": names, "digest": digest.hexdigest(), "size": list(size), "num_per_mask": num_per_mask, "seed": seed,
+        "least": min_foreground,
+    }  # fmt: skip
 
 
 def _is_current(folder: Path, stated: Mapping[str, Any]) -> bool:

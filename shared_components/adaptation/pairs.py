@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared_components.adaptation.mask_bank import write_mask_bank
+from shared_components.adaptation.mask_bank import DESCRIPTION as BANK
+from shared_components.adaptation.mask_bank import bank_statement, write_mask_bank
 from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.transforms import AveragingResized
@@ -66,23 +67,25 @@ def pending_masks(
         output_dir: the folder.
         weights: of the generator.
         settings: what else the images depend on.
-        overwrite: generate all images anew where the folder holds images that something else made.
+        overwrite: cut all windows and generate all images anew where the folder holds those of something else.
 
     Raises:
-        InputError: no such weights, or the folder holds images of other weights or settings.
+        InputError: no such weights, or the folder holds images of other masks, weights or settings.
     """
     if not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights; run configs/train.json first, or give ckpt_path")
     folder = Path(output_dir)
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    stated = {"weights": digest, "settings": {key: str(value) for key, value in settings.items()}}
-    if (folder / DESCRIPTION).is_file() and read_json_object(folder / DESCRIPTION) != stated:
+    windows = bank_statement(items, masks, size, num_per_mask, min_foreground, seed)
+    stated = {"weights": digest, "settings": {key: str(value) for key, value in settings.items()}, "windows": windows}
+    found = read_json_object(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else None
+    if found not in (None, stated):
         if not overwrite:
             raise InputError(
-                f"{folder}: holds images of other weights or settings; set --overwrite True or give another output_dir"
+                f"{folder}: holds images of other weights or settings ({_changed(found, stated)}); set --overwrite "
+                "True or give another output_dir"
             )
-        for old in (folder / "images").glob("*.png"):
-            old.unlink()
+        _clear(folder)
     bank = write_mask_bank(items, masks, folder, size, num_per_mask, min_foreground, seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     write_json(folder / DESCRIPTION, stated)
@@ -91,6 +94,25 @@ def pending_masks(
     train = [name for name in names if name not in set(validation)]
     write_json(folder / "split.json", {"train": train, "validation": validation, "test": []})
     return [item for item, name in zip(bank, names) if not (folder / "images" / f"{name}.png").is_file()]
+
+
+def _changed(found: Mapping[str, Any], stated: Mapping[str, Any]) -> str:
+    """Name what a folder of pairs was made with that is another now."""
+    flat = [
+        {**one.get("settings", {}), **one.get("windows", {}), "weights": one.get("weights")} for one in (found, stated)
+    ]
+    names = [key for key in sorted({*flat[0], *flat[1]}) if flat[0].get(key) != flat[1].get(key)]
+    return ", ".join({"digest": "pixels of the masks", "least": "min_foreground"}.get(name, name) for name in names)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier call has made."""
+    for part in ("images", "masks"):
+        for old in (folder / part).glob("*.png"):
+            old.unlink()
+    (folder / BANK).unlink(missing_ok=True)
+    (folder / SHEET).unlink(missing_ok=True)
+    (folder / DESCRIPTION).unlink()
 
 
 def finish_pairs(output_dir: str | os.PathLike, num_shown: int = 12) -> Path:

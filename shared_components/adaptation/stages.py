@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import shared_components
 from shared_components.adaptation.adaptation_report import write_adaptation_report
+from shared_components.adaptation.mask_check import about_masks
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.phantoms import make_phantoms
@@ -119,17 +120,25 @@ def run_stages(
         The report.
 
     Raises:
-        InputError: a folder or name that is not there, a finished stage with other settings and no ``overwrite``, or a
-            stage that fails; what is finished stays.
+        InputError: a folder or name that is not there, an output among the images, a finished stage with other
+            settings and no ``overwrite``, or a stage that fails; what is finished stays.
     """
     folder = find_bundle(bundle)
     output = Path(output_dir or folder / "output" / "stages").absolute()
     if preset not in PRESETS:
         raise InputError(f"preset '{preset}': expected one of {', '.join(PRESETS)}")
+    if lacking := [name for name in PRESETS["paper"] if not (folder / "configs" / f"{name}.json").is_file()]:
+        raise InputError(
+            f"{folder}: has no configs/{lacking[0]}.json; expected a bundle of stages, as adaptdiff_octa is"
+        )
     labelled = (source_dir is None) if target_labels is None else target_labels
     sides = (longest_side, target_longest_side)
     data = _data(source_dir, target_dir, output, source_polarity, target_polarity, sides)
     stages = plan(data, bool(labelled), _read_settings(settings), device, seed)
+    for domain in ("source", "target") if labelled else ("source",):
+        keys = data.keys(domain)
+        for text in about_masks(keys["dataset_dir"], keys["vessel_polarity"]):
+            logger.warning("%s: %s", domain, text)
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d of %d: %s", number, len(stages), stage.folder)
         _run_stage(folder, output, stage, PRESETS[preset].get(stage.config), overwrite)
@@ -193,10 +202,20 @@ def _data(
         if folder is None or not Path(folder).expanduser().is_dir():
             raise InputError(f"{name} {folder}: no such folder; give both source_dir and target_dir, or neither")
     source, target = (str(Path(folder).expanduser().absolute()) for folder in (source_dir, target_dir))
+    if Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"source_dir and target_dir are one folder, {source}; the target is another modality's")
+    for name, folder in (("source_dir", source), ("target_dir", target)):
+        if output.resolve().is_relative_to(Path(folder).resolve()):
+            raise InputError(f"output_dir {output}: lies in {name} {folder}, where results would become images")
+    for name, side in zip(("longest_side", "target_longest_side"), longest_sides):
+        if side is not None and (type(side) is not int or side < 1):
+            raise InputError(f"{name} is {side!r}; expected a whole number of pixels, at least 1")
     return Data(source, target, source_polarity, target_polarity, *longest_sides)
 
 
 def _read_settings(settings: str | Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:
+    if isinstance(settings, str) and settings.lstrip().startswith("{"):
+        raise InputError(f"settings {settings[:40]}...: expected the name of a JSON file; write the text into one")
     content = read_json_object(Path(settings).expanduser()) if isinstance(settings, str) else dict(settings or {})
     known = ("all", *STAGE_NAMES)
     for stage, overrides in content.items():

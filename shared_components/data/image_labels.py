@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,12 +14,8 @@ from monai.transforms import MapTransform
 from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
 from shared_components.data.datalists import note_left_out
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.layouts.class_folders import (
-    NEGATIVE_WORDS,
-    POSITIVE_WORDS,
-    LabelledSlices,
-    find_class_folders,
-)
+from shared_components.data.layouts.class_column import CLASS_COLUMNS, manifest_classes
+from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.layouts.split import choose_split, find_leaks, sections
 from shared_components.data.loaders import LoadLabelMapd
@@ -29,7 +24,6 @@ from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-CLASS_COLUMNS = ("class", "image_label", "label")
 _NAMED_IN_MESSAGE = 3
 _PATIENT_HINT = (
     r"; --patient_pattern says where the names have the patient, such as '^(\w+)_\d+$', or '.+' if each is another one"
@@ -68,7 +62,7 @@ def find_labelled_slices(
         _refuse(published.folder, published.folder.problems)
         return published
     folder = find_cases(root, channels, label_column)
-    classes = _manifest_classes(folder) if folder.layout == "manifest" else {}
+    classes = manifest_classes(folder)
     unknown = [case.id for case in folder.cases if case.id not in classes and case.label is None]
     if not classes and len(unknown) == len(folder.cases):
         raise InputError(
@@ -216,27 +210,3 @@ def _refuse(folder: CaseFolder, errors: Sequence[Finding], hint: str = "") -> No
         named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
         more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
         raise InputError(f"{folder.root}: {named}{more}; correct them{hint}")
-
-
-def _manifest_classes(folder: CaseFolder) -> dict[str, int]:
-    """Read the image-level labels of a ``manifest.csv`` by id; a row without one is known by its image."""
-    lines = (folder.root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
-    separator = max(",;\t", key=lines[0].count)
-    reader = csv.DictReader(lines, delimiter=separator)
-    rows = [{key.strip(): cell.strip() for key, cell in row.items() if key and cell} for row in reader]
-    ids = {file: case.id for case in folder.cases for file in case.images}
-    words = {**dict.fromkeys(NEGATIVE_WORDS, 0), **dict.fromkeys(POSITIVE_WORDS, 1)}
-    for column in CLASS_COLUMNS:
-        cells = [row[column].lower() for row in rows if row.get(column)]
-        if cells and all(cell in words for cell in cells):
-            return {
-                row.get("id") or _id_by_image(row, folder.root, ids): words[row[column].lower()]
-                for row in rows
-                if row.get(column)
-            }
-    return {}
-
-
-def _id_by_image(row: Mapping[str, str], root: Path, ids: Mapping[Path, str]) -> str:
-    files = (root / cell.replace("\\", "/") for cell in row.values())
-    return next((ids[file] for file in files if file in ids), "")

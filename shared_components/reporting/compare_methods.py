@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import decollate_batch
+from monai.data import MetaTensor, decollate_batch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -77,14 +77,21 @@ def score_method(
     postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
     device: str | torch.device = "cpu",
 ) -> list[dict[str, Any]]:
-    """Return the rows of one method, as `summarise_slices` takes them; arguments as in `compare_methods`."""
+    """Return the rows of one method, as `summarise_slices` takes them; arguments as in `compare_methods`.
+
+    Of a network with several noise draws (``num_samples``) they tell how far these agree.
+    """
     network.to(device).eval()
+    options = {"draws": True} if getattr(network, "num_samples", 1) > 1 else {}
     rows: list[dict[str, Any]] = []
     for batch in dataloader:
         since = time.perf_counter()
         with torch.no_grad():
-            found = network.describe(batch["image"].to(device))
+            found = network.describe(batch["image"].to(device), **options)
         seconds = (time.perf_counter() - since) / len(found["positive"])
+        if options:  # behind the prediction, so that one transform brings all of it to the grid of the mask
+            both = torch.cat([torch.as_tensor(found[key]) for key in ("pred", "draws")], dim=1)
+            found["pred"] = MetaTensor(both).copy_meta_from(found["pred"])
         filled = {**batch, **{key: found[key].cpu() for key in ("pred", "saliency")}}
         for case, positive in zip(decollate_batch(filled), found["positive"].flatten().tolist()):
             rows.append(_row(postprocessing(case), positive, network.gate_threshold, seconds))
@@ -93,6 +100,7 @@ def score_method(
 
 def _row(case: Mapping[str, Any], positive: float, threshold: float, seconds: float) -> dict[str, Any]:
     label: Tensor | None = case.get("label")
+    draws = case["pred"][2:] if len(case["pred"]) > 2 else None
     return {
         "case": case_name(case_file(label, *case.values())),
         "patient": str(case["patient"]),
@@ -100,7 +108,7 @@ def _row(case: Mapping[str, Any], positive: float, threshold: float, seconds: fl
         "positive": positive,
         "open": positive >= threshold,
         "seconds": seconds,
-        **score_slice(case["pred"], label, case["saliency"]),
+        **score_slice(case["pred"][:2], label, case["saliency"], draws),
     }
 
 

@@ -98,7 +98,34 @@ def test_other_weights_or_settings_are_not_mixed_in(options):
     with pytest.raises(InputError, match="other weights or settings.*overwrite"):
         pending_masks(**changed)
     assert len(pending_masks(**changed, overwrite=True)) == 9
-    with pytest.raises(InputError, match="3 windows each"):
-        pending_masks(**{**options, "num_per_mask": 2}, overwrite=True)
     with pytest.raises(InputError, match="no such weights"):
         pending_masks(**{**options, "weights": "none.pt"})
+
+
+def test_other_windows_are_made_anew_where_asked_for(options):
+    """More windows, or masks of another scale under the same names: nothing of the earlier ones is left."""
+    folder = options["output_dir"]
+    generate(pending_masks(**options), folder)
+    finish_pairs(folder)
+    thick = [np.pad(np.maximum(mask[1:], mask[:-1]), [(0, 1), (0, 0)]) for mask in options["masks"]]
+    for changed, count, what in (
+        ({"num_per_mask": 2}, 6, "num_per_mask"),
+        ({"masks": thick}, 9, "pixels of the masks"),
+    ):
+        with pytest.raises(InputError, match=f"other weights or settings .{what}"):
+            pending_masks(**{**options, **changed})
+        pending = pending_masks(**{**options, **changed}, overwrite=True)
+        assert len(pending) == count == len(list((folder / "masks").iterdir())) and not (folder / "pairs.png").exists()
+        generate(pending, folder)
+        assert pending_masks(**{**options, **changed}, overwrite=True) == []  # a stage that goes on
+        assert len(pending_masks(**options, overwrite=True)) == 9
+        generate(pending_masks(**options), folder)
+
+
+def test_masks_of_one_name_have_windows_of_their_own(tmp_path):
+    masks = [np.full((8, 8), number, np.uint8) for number in (0, 1)]
+    items = [{"label": "a/seg.png"}, {"label": "b/seg.png"}]
+    bank = write_mask_bank(items, masks, tmp_path, (8, 8), 1)
+    assert [int(np.asarray(Image.open(item["label"])).max()) for item in bank] == [0, 255]
+    cases = write_mask_bank([{**item, "case": item["label"][0]} for item in items], masks, tmp_path / "c", (8, 8), 1)
+    assert [Path(item["label"]).name for item in cases] == ["a_000.png", "b_000.png"]

@@ -10,6 +10,7 @@ import pytest
 
 from shared_components.adaptation import stages as module
 from shared_components.adaptation.stages import Data, command, plan, run_stages
+from shared_components.data.phantoms import make_phantoms
 from shared_components.errors import InputError
 
 BUNDLE = str(Path(__file__).parents[2] / "bundles" / "adaptdiff_octa")
@@ -102,6 +103,45 @@ def run(tmp_path, monkeypatch):
 
     call.processes = processes
     return call
+
+
+def test_one_folder_for_both_domains_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match="source_dir and target_dir are one folder"):
+        run(target_dir=str(tmp_path / "t" / ".." / "s"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"output_dir": "t/run"}, "t/run: lies in target_dir"),
+        ({"longest_side": 0}, "longest_side is 0; expected a whole number of pixels"),
+        ({"target_longest_side": "308"}, "target_longest_side is '308'"),
+        ({"settings": '{"pairs": {"num_per_mask": 50}}'}, "expected the name of a JSON file"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_stage(run, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        run(**options)
+    assert run.processes.ran == []
+
+
+def test_another_bundle_has_no_stages(tmp_path):
+    with pytest.raises(InputError, match="cdm_brats: has no configs/train_segmenter.json; expected a bundle of stages"):
+        run_stages(str(Path(BUNDLE).with_name("cdm_brats")), output_dir=str(tmp_path))
+
+
+def test_masks_that_contradict_the_polarity_are_told_of(run, tmp_path, caplog):
+    """Those of the target only where they are said to be of vessels."""
+    for name, kind in (("s", "octa"), ("t", "fundus")):
+        (tmp_path / name).rmdir()
+        make_phantoms(tmp_path / name, 3, kind=kind)  # mixed up
+
+    for labels, domains in ((False, ["source"]), (True, ["source", "target"])):
+        caplog.clear()
+        run(target_labels=labels, output_dir=str(tmp_path / f"run_{labels}"))
+        told = [record.message for record in caplog.records if "the polarity is" in record.message]
+        assert [message.partition(":")[0] for message in told] == domains
 
 
 def test_finished_stages_are_left_out(run):

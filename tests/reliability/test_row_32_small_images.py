@@ -20,7 +20,7 @@ VOLUMES = ((1, 1, 1), (7, 5, 3), (40, 30, 2), (3, 60, 1), (2, 2, 9))
 CONFIGS = [(bundle, "train") for bundle in BUNDLES] + [
     (bundle, name)
     for bundle in BUNDLES
-    for name in ("paper", "train_segmenter")
+    for name in ("paper", "train_segmenter", "finetune")
     if (bundle / "configs" / f"{name}.json").is_file()
 ]
 
@@ -63,11 +63,13 @@ def small_cases(bundle: Path, folder: Path, channels: int) -> Path:
 def test_row_32_training_on_small_images(bundle: Path, name: str, tmp_path, monkeypatch):
     """Whatever the sizes, the crops of a batch have one size, and the network's depth divides what it is shown."""
     monkeypatch.chdir(REPOSITORY)
-    configs = (name,) if name.startswith("train") else ("train", name)
+    configs = (name,) if name.startswith(("train", "finetune")) else ("train", name)
     made = parser(bundle, *configs, device="cpu", batch_size=4, output_dir=str(tmp_path / "out"))
     made.update({"true_labels": True} if "true_labels" in made.get() else {})  # no pseudo-labels
     folder = small_cases(bundle, tmp_path / "data", made.get_parsed_content("num_channels"))
     made.update({"dataset_dir": str(folder)})
+    if "source_dir" in made.get():  # crops of colour pictures beside those of grey ones
+        made.update({"source_dir": str(write_cases(tmp_path / "source", PICTURES, 3)), "source_share": 0.5})
     batches = list(made.get_parsed_content("train#dataloader"))
     shapes = {tuple(batch["image"].shape[1:]) for batch in batches}
     assert len(shapes) == 1 and all(torch.isfinite(batch["image"]).all() for batch in batches)

@@ -156,6 +156,39 @@ def test_all_methods_in_one_table(tmp_path, caplog):
         compare_methods({"right": Bright()}, loader, lambda case: case, tmp_path / "out")
 
 
+class Undecided(Bright):
+    """Three draws, of which the last is the opposite of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_samples = 3
+
+    def member_maps(self, slices, position):
+        return torch.stack([slices[:, :1], slices[:, :1], 1 - slices[:, :1]])
+
+
+def test_the_table_of_methods_says_what_chance_decides(tmp_path):
+    """Only of methods with several draws, on the grid of the mask."""
+    truth = square(2, 5)
+    small = {"image": tensor(truth)[:, :8, :8], "label": tensor(truth), "class": 1, "patient": "a"}
+    loader = DataLoader(Dataset([small]), batch_size=1)
+
+    def padded(case: dict) -> dict:
+        grown = {key: torch.nn.functional.pad(case[key], (0, 8, 0, 8)) for key in ("pred", "saliency")}
+        return {**case, **grown}
+
+    one, three = compare_methods({"one": Bright(), "three": Undecided()}, loader, padded, tmp_path)
+    assert not [key for key in one if key.startswith("draw_")]
+    assert three["dice"] == 1 and three["draw_dice"] == pytest.approx(2 / 3)  # the mean map is that of the two
+    assert three["draw_dice_sd"] == pytest.approx(np.std([1, 1, 0], ddof=1))
+    assert three["draw_agreement"] == pytest.approx(1 / 3)
+    lines = (tmp_path / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert all(name in lines[0] for name in ("draw_agreement", "draw_dice", "draw_dice_sd"))
+    with open(tmp_path / "methods_per_slice.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["draw_dice"] for row in rows] == ["", "0.666667"] and "draw_dices" not in rows[1]
+
+
 class NormedGate(nn.Module):
     """Has running statistics, as the bundles' gate does."""
 

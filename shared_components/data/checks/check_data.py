@@ -17,6 +17,7 @@ from shared_components.data.checks.class_folders import check_class_folders, cla
 from shared_components.data.checks.understood import overview_text
 from shared_components.data.formats.files import check_json_target, write_json
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
+from shared_components.data.layouts.class_column import manifest_classes
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.layouts.split import group_patients, sections
 from shared_components.errors import InputError
@@ -42,9 +43,10 @@ def check_data(
     Args:
         dataset_dir: the folder; see `shared_components.data.layouts.cases.find_cases` for the layouts. Before them
             comes that of folders a class, image-level labels
-        (`shared_components.data.layouts.class_folders.find_class_folders`). labels: label values that may occur beside
-            0, as a mapping from names or as values; by default those of ``dataset.json``, else every whole number from
-        0. channels: names or number of the image channels; by default those of ``dataset.json``, else as found. For a
+            (`shared_components.data.layouts.class_folders.find_class_folders`).
+        labels: label values that may occur beside 0, as a mapping from names or as values; by default those of
+            ``dataset.json``, else every whole number from 0.
+        channels: names or number of the image channels; by default those of ``dataset.json``, else as found. For a
             manifest, names of its image columns.
         report: JSON file to write the findings to.
         skip_bad: folder to make, a ``dataset_dir`` of the usable cases alone (`write_checked_folder`); or a JSON file
@@ -75,12 +77,14 @@ def check_data(
     target = check_json_target(skip_bad, "--skip_bad") if as_list else skip_bad and check_folder_target(skip_bad)
     slices = find_class_folders(dataset_dir) if label_column is None else None
     folder = slices.folder if slices else find_cases(dataset_dir, channels or num_channels, label_column)
+    if not slices and (classes := manifest_classes(folder)):
+        slices = LabelledSlices(folder, classes)
     if patient_pattern is not None:
         group_patients(folder, patient_pattern)
     sys.stdout.write(overview_text(folder, class_overview(slices) if slices else None))
     sys.stdout.flush()
     if slices:
-        count = num_channels or _number(channels)
+        count = num_channels or (_number(channels) if folder.layout == "published" else None)
         findings = check_class_folders(slices, labels, num_workers, affine_tolerance, count, spatial_dims, channel)
     else:
         findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)
@@ -131,7 +135,8 @@ def _listed(case: Case, slices: LabelledSlices | None) -> dict[str, Any]:
     if slices is None:
         return item
     masks = [str(mask) for mask in slices.masks.get(case.id, ())]
-    return {**item, **({"label": masks} if masks else {}), "class": slices.classes[case.id]}
+    kind = {"class": slices.classes[case.id]} if case.id in slices.classes else {}
+    return {**item, **({"label": masks} if masks else {}), **kind}
 
 
 def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[Case]:
@@ -170,7 +175,7 @@ def _report(
         "channels": list(folder.channels),
         "labels": folder.label_names,
         "label_column": folder.label_column,
-        "split": sections(folder) if folder.labelled else None,
+        "split": sections(folder) if folder.labelled or slices else None,
         "classes": class_counts(slices) if slices else None,
         "num_errors": levels["error"],
         "num_warnings": levels["warning"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from shared_components.data.formats.files import NIFTI_SUFFIXES, label_stem
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
+from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import LabelledSlices
 from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError
@@ -100,7 +102,9 @@ def _link_chaos(folder: CaseFolder, cases: list[Case], target: Path) -> None:
 def write_class_folders(
     found: LabelledSlices, cases: list[Case], target: Path, mended: Mapping[Path, Path] | None = None
 ) -> None:
-    """Write folders a class of the slices given, as `write_checked_folder` does: links in the places that files had.
+    """Write a folder of the images with labels given, as `write_checked_folder` does.
+
+    Folders a class keep their places; a manifest becomes one of links, with the labels, the sections and the patients.
 
     Args:
         found: the folder that they are in.
@@ -108,9 +112,35 @@ def write_class_folders(
         target: an empty folder.
         mended: file of a case to the copy that takes its place; the copy lies in ``target``.
     """
+    if found.folder.layout == "manifest":
+        _write_class_manifest(found, cases, target, mended or {})
+        return
     for case in cases:
         for file in [*case.images, *found.masks.get(case.id, [case.label] if case.label else [])]:
             _link((mended or {}).get(file, file), target / file.relative_to(found.folder.root))
+
+
+def _write_class_manifest(found: LabelledSlices, cases: list[Case], target: Path, mended: Mapping[Path, Path]) -> None:
+    folder = found.folder
+    section = {case: name for name, ids in sections(folder).items() for case in ids}
+    words = manifest_words(folder)[1]
+    masks = folder.label_column or "mask"
+    rows = []
+    for case in cases:
+        row = {"id": case.id, "split": section.get(case.id, ""), "patient": folder.groups.get(case.id, "")}
+        row["class"] = words.get(case.id, "")
+        for column, image in zip(folder.channels, case.images):
+            row[column] = f"{column}/{case.id}{_suffix(image)}"
+            _link(mended.get(image, image), target / row[column])
+        if case.label is not None:
+            row[masks] = f"{masks}/{case.id}{_suffix(case.label)}"
+            _link(case.label, target / row[masks])
+        rows.append(row)
+    columns = ["id", "split", "patient", "class", *folder.channels, *([masks] if folder.labelled else [])]
+    with open(target / "manifest.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _write(path: Path, content: object) -> None:

@@ -1,17 +1,18 @@
-"""Checking slices in folders a class: counts, outlines that are missing or contradict their folder."""
+"""Checking images with image-level labels: counts, outlines that are missing or contradict the label."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shared_components.data.checks.cases import AFFINE_TOLERANCE_MM, check_case, check_folder, usual_spatial_dims
 from shared_components.data.formats.files import image_stem, images_by_stem
 from shared_components.data.formats.scan import FULL_SCALE, Labels, allowed_values
 from shared_components.data.layouts.case_folder import Case, Finding
+from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import MASK_BESIDE, OUTLINES, LabelledSlices
-from shared_components.data.layouts.split import sections
+from shared_components.data.layouts.split import find_leaks, sections
 
 _KINDS = ("absent", "present")
 
@@ -28,10 +29,11 @@ def check_class_folders(
     """Check everything in folders a class, as `shared_components.data.checks.cases.check_folder` does in other layouts.
 
     An empty mask is right for a slice without the object; so it is a warning if its mask is not empty, or that of a
-    slice with the object is. White (255) is the object whatever its values are, as in training.
+    slice with the object is. White (255) is the object whatever its values are, as in training. A manifest's image
+    without a mask is no error if it has a label: the bundles that learn from labels train on it.
 
     Args:
-        found: the folder (`find_class_folders`).
+        found: the folder (`find_class_folders`), or that of a manifest with a column of words (`manifest_classes`).
         labels: values that masks may have beside 0 and white; ``None`` allows every whole number from 0.
         num_workers, affine_tolerance, num_channels, channel: see `shared_components.data.checks.cases.check_cases`.
         spatial_dims: 2, or 3 where the folders hold volumes; by default what most of the files are.
@@ -40,7 +42,9 @@ def check_class_folders(
         The findings, sorted by case id, those about the whole folder first.
     """
     values = allowed_values(labels)
-    wanted = None if values is None else values | set(FULL_SCALE)
+    wanted: Labels = None if values is None else values | set(FULL_SCALE)
+    if found.folder.layout == "manifest" and isinstance(labels, Mapping):
+        wanted = labels  # named: for a bundle that learns from masks
     dims = spatial_dims or usual_spatial_dims(found.folder.cases)
     findings = check_folder(found.folder, wanted, num_workers, affine_tolerance, num_channels, dims, channel)
     cases = {case.id: case for case in found.folder.cases}
@@ -48,7 +52,12 @@ def check_class_folders(
         for mask in masks[1:]:
             alone = check_case(Case(case, cases[case].images, mask), wanted, None, affine_tolerance, dims)
             findings += [finding for finding in alone if finding.file == str(mask)]
-    findings = [*_about_outlines(found, findings), *_section_findings(found), *_stray_masks(found)]
+    findings = [*_about_outlines(found, findings), *_section_findings(found)]
+    if found.folder.layout == "published":
+        findings += _stray_masks(found)
+    else:
+        findings = _without_masks(found, findings)
+        findings += [] if found.folder.labelled else find_leaks(found.folder)
     return sorted(findings, key=lambda finding: finding.case)
 
 
@@ -70,56 +79,99 @@ def class_counts(found: LabelledSlices) -> dict[str, dict[str, int]]:
 def class_overview(found: LabelledSlices) -> dict[str, str]:
     """Return what to say of the classes: a word and its text for each line."""
     folders: dict[str, Counter[str]] = {kind: Counter() for kind in _KINDS}
-    for case in found.folder.cases:
-        folders[_KINDS[found.classes[case.id]]][case.images[0].parent.name] += 1
+    for case, word in _words(found).items():
+        folders[_KINDS[found.classes[case]]][word] += 1
     named = {kind: ", ".join(f"{name} {n}" for name, n in sorted(count.items())) for kind, count in folders.items()}
+    untold = sum(case.id not in found.classes for case in found.folder.cases)
+    rest = f"; not told: {untold}" if untold else ""
     parts = class_counts(found)
     by_section = [f"{name} {count['absent']} + {count['present']}" for name, count in parts.items()]
     outlined = [f"{name} {count['outlined']} of {count['present']}" for name, count in parts.items()]
-    return {
-        "classes": f"object absent: {named['absent'] or 'none'}; present: {named['present'] or 'none'}",
+    told = {
+        "classes": f"object absent: {named['absent'] or 'none'}; present: {named['present'] or 'none'}{rest}",
         "sections": f"absent + present: {', '.join(by_section)}",
         "outlines": f"{', '.join(outlined)} slices with the object",
     }
+    if found.folder.layout == "manifest" and not found.folder.labelled:
+        told["label in"] = f"column {manifest_words(found.folder)[0]}, for whole images; no column of masks"
+    return {**told, **_patient_overview(found)}
+
+
+def _patient_overview(found: LabelledSlices) -> dict[str, str]:
+    """Return how many patients have slices of which class; nothing if every case is a patient of its own."""
+    classes: dict[str, set[int]] = defaultdict(set)
+    for case, group in found.folder.groups.items():
+        if case in found.classes:
+            classes[group].add(found.classes[case])
+    if not classes:
+        return {}
+    only = {kind: sum(kinds == {number} for kinds in classes.values()) for number, kind in enumerate(_KINDS)}
+    both = len(classes) - sum(only.values())
+    alone = ", ".join(f"{count} with it {kind} only" for kind, count in only.items())
+    return {"of whom": f"{both} have slices of both classes, {alone}"}
+
+
+def _words(found: LabelledSlices) -> dict[str, str]:
+    """Return case id to what its class is called: the name of its folder, or the manifest's word."""
+    if found.folder.layout == "published":
+        return {case.id: case.images[0].parent.name for case in found.folder.cases}
+    words = manifest_words(found.folder)[1]
+    return {case.id: words[case.id] for case in found.folder.cases if case.id in words}
 
 
 def _about_outlines(found: LabelledSlices, findings: Sequence[Finding]) -> list[Finding]:
-    """Judge empty masks by the slice's folder, and warn of masks that are not empty where they should be."""
+    """Judge empty masks by the slice's class, and warn of masks that are not empty where they should be."""
     empty = {finding.case for finding in findings if finding.kind == "empty_mask"}
     bad = {finding.case for finding in findings if finding.level == "error"}
+    published = found.folder.layout == "published"
+    words = {case: f"in {word}/" if published else f"labelled {word}" for case, word in _words(found).items()}
+    move = "move the image" if published else "correct its label"
     kept = []
     for finding in findings:
-        if finding.kind == "empty_mask":
-            if found.classes.get(finding.case) == 0:
+        if finding.kind == "empty_mask" and finding.case in words:
+            if found.classes[finding.case] == 0:
                 continue
-            text = f"empty mask of a slice in {_folder(found, finding.case)}/; outline the object, or move the image"
+            text = f"empty mask of a slice {words[finding.case]}; outline the object, or {move}"
             finding = replace(finding, message=text)
         kept.append(finding)
     for case in found.folder.cases:
-        if found.classes[case.id] == 0 and case.label and case.id not in empty | bad:
-            text = f"outline of a slice in {_folder(found, case.id)}/, expected none; empty it, or move the image"
+        if found.classes.get(case.id) == 0 and case.label and case.id not in empty | bad:
+            text = f"outline of a slice {words[case.id]}, expected none; empty it, or {move}"
             kept.append(Finding("warning", case.id, str(case.label), text, "outlined_negative"))
     return kept
 
 
-def _folder(found: LabelledSlices, case: str) -> str:
-    return next(one.images[0].parent.name for one in found.folder.cases if one.id == case)
+def _without_masks(found: LabelledSlices, findings: Sequence[Finding]) -> list[Finding]:
+    """Say once, as a warning, of all images of a manifest that have a label and no mask that they have none."""
+    lacking = [finding.case for finding in findings if finding.kind == "no_label" and finding.case in found.classes]
+    kept = [finding for finding in findings if finding.kind not in ("no_label", "no_label_column")]
+    kept += [finding for finding in findings if finding.kind == "no_label" and finding.case not in found.classes]
+    if lacking:
+        text = f"{len(lacking)} images, such as {lacking[0]}, have a label and no mask"
+        text += ": only bundles that learn from image-level labels train on them"
+        kept.append(Finding("warning", "", str(found.folder.root / "manifest.csv"), text, "no_mask"))
+    return kept
 
 
 def _section_findings(found: LabelledSlices) -> list[Finding]:
     """Find what is wrong with the sections as a whole: one class only to train on, masks of some slices alone."""
     findings = []
+    untold = any(case.id not in found.classes for case in found.folder.cases)  # masks tell the rest in training
     for section, count in class_counts(found).items():
-        if section == "train" and not (count["absent"] and count["present"]):
+        if section == "train" and not (count["absent"] and count["present"]) and not untold:
             text = f"{count['absent']} slices without the object and {count['present']} with it to train on"
             text += "; expected some of either; add them, or tell the patients by --patient_pattern"
-            findings.append(Finding("error", "", str(found.folder.root), text, "one_class"))
+            level = "error"
+            if found.folder.layout == "manifest" and found.folder.labelled:
+                level, text = "note", f"{text}; bundles that learn from masks do not ask for labels"
+            findings.append(Finding(level, "", str(found.folder.root), text, "one_class"))
         if section != "train" and 0 < count["outlined"] < count["present"]:
             text = f"section '{section}': {count['outlined']} of {count['present']} slices with the object have a mask"
             text += ": no masks will be scored there; add the others"
             findings.append(Finding("warning", "", str(found.folder.root), text, "some_outlines"))
     groups = found.folder.groups
-    if alone := [case.id for case in found.folder.cases if case.id not in groups]:
+    alone = [case.id for case in found.folder.cases if case.id not in groups]
+    if alone and found.folder.layout == "published":
         text = f"the names of {len(alone)} slices, such as {alone[0]}, tell no patient: each counts as one"
         text += "; --patient_pattern says where the names have the patient"
         findings.append(Finding("warning", "", str(found.folder.root), text, "no_patient"))

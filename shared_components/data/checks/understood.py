@@ -10,8 +10,13 @@ from shared_components.data.layouts.split import guess_patient_pattern, overlapp
 _SHOWN = 12
 
 
-def overview(folder: CaseFolder) -> dict[str, str]:
-    """Return what to say of a folder: a word and its text for each line."""
+def overview(folder: CaseFolder, divided: bool = False) -> dict[str, str]:
+    """Return what to say of a folder: a word and its text for each line.
+
+    Args:
+        folder: what was understood of it.
+        divided: tell sections and patients of a folder without label maps too, whose images have labels.
+    """
     without = "without labels" if folder.layout == "parts" else "in imagesTs"
     tests = f", {len(folder.unlabelled)} {without}" if folder.unlabelled else ""
     named = [f"{name} {value}" for name, value in folder.label_names.items()]
@@ -26,6 +31,7 @@ def overview(folder: CaseFolder) -> dict[str, str]:
         told["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
     if folder.labelled:
         told["labels"] = labels or "not named; every whole number from 0 is accepted"
+    if folder.labelled or divided:
         parts = sections(folder)
         counts = ", ".join(f"{section} {len(ids)}" for section, ids in parts.items())
         shared = overlapping(parts)
@@ -39,7 +45,9 @@ def overview(folder: CaseFolder) -> dict[str, str]:
 
 def overview_text(folder: CaseFolder, more: Mapping[str, str] | None = None) -> str:
     """Return the table as lines of text, with ``more`` at its end."""
-    return "".join(f"{name:<10}{value}\n" for name, value in {**overview(folder), **(more or {})}.items())
+    return "".join(
+        f"{name:<10}{value}\n" for name, value in {**overview(folder, more is not None), **(more or {})}.items()
+    )
 
 
 def split_source(folder: CaseFolder) -> str:

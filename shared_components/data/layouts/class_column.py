@@ -1,0 +1,43 @@
+"""The image-level labels of a ``manifest.csv``: a column of words, "normal" or "tumor", for images or volumes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from shared_components.data.layouts.case_folder import CaseFolder
+from shared_components.data.layouts.class_folders import NEGATIVE_WORDS, POSITIVE_WORDS
+
+CLASS_COLUMNS = ("class", "image_label", "label")
+_WORDS = {**dict.fromkeys(NEGATIVE_WORDS, 0), **dict.fromkeys(POSITIVE_WORDS, 1)}
+
+
+def manifest_words(folder: CaseFolder) -> tuple[str, dict[str, str]]:
+    """Return the first of `CLASS_COLUMNS` whose cells are all words of a class, and case id to word, in lower case.
+
+    A row without an id is known by its image; cells that are empty have no entry. Both are empty where there is no such
+    column, or the folder's layout is another one.
+    """
+    if folder.layout != "manifest":
+        return "", {}
+    lines = (folder.root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.DictReader(lines, delimiter=separator)
+    rows = [{key.strip(): cell.strip() for key, cell in row.items() if key and cell} for row in reader]
+    ids = {file: case.id for case in folder.cases for file in case.images}
+    for column in CLASS_COLUMNS:
+        told = [row for row in rows if row.get(column)]
+        if told and all(row[column].lower() in _WORDS for row in told):
+            return column, {row.get("id") or _id_by_image(row, folder.root, ids): row[column].lower() for row in told}
+    return "", {}
+
+
+def manifest_classes(folder: CaseFolder) -> dict[str, int]:
+    """Return case id to 0 (object absent) or 1 (present), as `manifest_words` has them."""
+    return {case: _WORDS[word] for case, word in manifest_words(folder)[1].items()}
+
+
+def _id_by_image(row: Mapping[str, str], root: Path, ids: Mapping[Path, str]) -> str:
+    files = (root / cell.replace("\\", "/") for cell in row.values())
+    return next((ids[file] for file in files if file in ids), "")
