@@ -141,6 +141,23 @@ def test_classes_are_encoded_by_their_values_in_whatever_order_they_are_named(bu
         )
 
 
+def test_the_demonstration_predicts_the_clean_image_and_an_evaluation_what_the_shipped_weights_do(bundle: Path) -> None:
+    assert parser(bundle, "train").get_parsed_content("prediction_type") == "sample"
+    network = parser(bundle, "train", "evaluate").get_parsed_content("network_def")
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    trained = parser(bundle, "train", dataset_dir="own").get_parsed_content("prediction_type")
+    assert trained == parser(bundle, "inference").get_parsed_content("prediction_type")
+
+
+def test_a_resumed_training_keeps_its_cases_and_how_they_are_seen(bundle: Path) -> None:
+    seen = {"image_size": [32, 32]} if takes_pictures(bundle) else {"voxel_size": [2.0, 2.0, 2.0]}
+    changed = {"fold": 2, "patient_pattern": "p(.)", **seen}
+    if "hu_window" in read(bundle, "train"):
+        changed["hu_window"] = [-100, 100]
+    stated = parser(bundle, "train", **changed).get_parsed_content("stated")
+    assert {name: stated[name] for name in changed} == changed
+
+
 def test_a_segmenter_of_patients_does_not_judge_phantoms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(REPOSITORY)
     bundle = REPOSITORY / "bundles" / "segguided_hippocampus"
