@@ -115,6 +115,57 @@ def test_a_class_that_is_dropped_is_in_neither_the_input_nor_the_label_map(bundl
     assert value not in written and len(written) == len(read(bundle, "inference")["labels"])
 
 
+def test_a_blank_map_is_of_the_size_asked_for_in_the_voxels_of_patients(bundle: Path, tmp_path: Path) -> None:
+    size = [16, 24] if takes_pictures(bundle) else [16, 24, 4]
+    made = inference(bundle, blank_size=size, output_dir=str(tmp_path), num_images=1)
+    ((request,), _) = made.get_parsed_content("requests")
+    label = made.get_parsed_content("preprocessing")(request)["image"]
+    assert list(label.shape[1:]) == size and not label.any()
+    if not takes_pictures(bundle):
+        patients = inference(bundle, dataset_dir=str(tmp_path)).get_parsed_content("voxel_size")
+        assert label.pixdim.tolist() == patients
+
+
+def test_an_image_is_stored_in_the_window_that_it_was_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    made = inference(REPOSITORY / "bundles" / "segguided_ct_organs", hu_window=[-1000, 600])
+    scaled = made.get_parsed_content("postprocessing").transforms[1]({"pred": torch.tensor([0.0, 0.5, 1.0])})
+    assert scaled["pred"].tolist() == [-1000, -200, 600]
+
+
+def test_classes_are_encoded_by_their_values_in_whatever_order_they_are_named(bundle: Path) -> None:
+    labels = dict(reversed(read(bundle, "inference")["labels"].items()))
+    for config in ("train", "inference"):
+        assert parser(bundle, config, labels=labels).get_parsed_content("mask_encoder").label_values == sorted(
+            labels.values()
+        )
+
+
+def test_the_demonstration_predicts_the_clean_image_and_an_evaluation_what_the_shipped_weights_do(bundle: Path) -> None:
+    assert parser(bundle, "train").get_parsed_content("prediction_type") == "sample"
+    network = parser(bundle, "train", "evaluate").get_parsed_content("network_def")
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    trained = parser(bundle, "train", dataset_dir="own").get_parsed_content("prediction_type")
+    assert trained == parser(bundle, "inference").get_parsed_content("prediction_type")
+
+
+def test_a_resumed_training_keeps_its_cases_and_how_they_are_seen(bundle: Path) -> None:
+    seen = {"image_size": [32, 32]} if takes_pictures(bundle) else {"voxel_size": [2.0, 2.0, 2.0]}
+    changed = {"fold": 2, "patient_pattern": "p(.)", **seen}
+    if "hu_window" in read(bundle, "train"):
+        changed["hu_window"] = [-100, 100]
+    stated = parser(bundle, "train", **changed).get_parsed_content("stated")
+    assert {name: stated[name] for name in changed} == changed
+
+
+def test_a_segmenter_of_patients_does_not_judge_phantoms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    bundle = REPOSITORY / "bundles" / "segguided_hippocampus"
+    assert parser(bundle, "train").get_parsed_content("segmenter_bundle") is None
+    judge = parser(bundle, "train", dataset_dir=str(tmp_path)).get_parsed_content("segmenter_bundle")
+    assert Path(judge).name == "cdal_hippocampus"
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

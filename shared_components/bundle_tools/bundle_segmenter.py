@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from shared_components.bundle_tools.settings import check_device
 from shared_components.diffusion.slices import pad_to_multiple, volume_to_slices
 from shared_components.errors import InputError
+from shared_components.training.checkpoints import LoadWeights
+
+logger = logging.getLogger(__name__)
 
 
 class BundleSegmenter(nn.Module):
@@ -50,7 +54,11 @@ class BundleSegmenter(nn.Module):
 
 
 def load_segmenter(
-    bundle: str | os.PathLike | None, device: str | torch.device = "cpu", ckpt_path: str | os.PathLike | None = None
+    bundle: str | os.PathLike | None,
+    device: str | torch.device = "cpu",
+    ckpt_path: str | os.PathLike | None = None,
+    labels: Mapping[str, int] | None = None,
+    num_channels: int | None = None,
 ) -> BundleSegmenter | None:
     """Load the network of a segmentation bundle with its weights.
 
@@ -58,36 +66,88 @@ def load_segmenter(
         bundle: its folder; ``None`` for no segmenter.
         device: where the network runs.
         ckpt_path: weights; the bundle's ``models/model.pt`` when ``None``.
+        labels: name to value of the classes of the images to judge, which it must have as many of; ``None`` to leave
+            this unchecked.
+        num_channels: of the images, likewise.
 
     Returns:
         The segmenter in eval mode, or ``None`` without a bundle.
 
     Raises:
-        InputError: no such bundle, or no weights.
+        InputError: no such bundle, no weights, weights of another network, or a segmenter of other images.
     """
     if bundle is None:
         return None
     folder = Path(bundle)
-    config = folder / "configs" / "inference.json"
     weights = Path(ckpt_path) if ckpt_path is not None else folder / "models" / "model.pt"
-    for file, what in ((config, "a bundle's configuration"), (weights, "its weights")):
+    for file, what in ((_config(folder), "a bundle's configuration"), (weights, "its weights")):
         if not file.is_file():
             raise InputError(
                 f"segmenter_bundle {folder}: {file} is missing; expected a segmentation bundle with {what}"
             )
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser.update({"bundle_root": str(folder), "device": str(check_device(device))})
+    parser = _parser(folder)
+    parser["device"] = str(check_device(device))
+    classes, channels = _judged(parser)
+    for found, wanted, what in (
+        (classes and len(classes), labels and len(labels), "classes"),
+        (channels, num_channels, "image channels"),
+    ):
+        if found and wanted and found != wanted:
+            raise InputError(
+                f"segmenter_bundle {folder}: its network has {found} {what}, the images to judge {wanted}; give a "
+                "segmenter of these images, or none by --segmenter_bundle '$None'"
+            )
     network = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    LoadWeights(weights, network)()
     normalisation = parser.get_parsed_content("normalisation") if "normalisation" in parser else None
     return BundleSegmenter(network.to(device), normalisation, folder.resolve().name)
 
 
-def sibling_bundle(bundle_root: str | os.PathLike, name: str) -> str | None:
-    """Return the folder of another bundle beside this one if it has weights, else ``None``."""
+def sibling_bundle(
+    bundle_root: str | os.PathLike,
+    name: str,
+    labels: Mapping[str, int] | None = None,
+    num_channels: int | None = None,
+) -> str | None:
+    """Return the folder of another bundle beside this one if it has weights and, if asked, judges such images.
+
+    Args:
+        bundle_root: of this bundle.
+        name: of the other one.
+        labels: classes that the other one must have, by the same names; told where it has not.
+        num_channels: channels that it must take, likewise.
+    """
     folder = Path(bundle_root).resolve().parent / name
-    return str(folder) if (folder / "models" / "model.pt").is_file() else None
+    if not (folder / "models" / "model.pt").is_file():
+        return None
+    classes, channels = _judged(_parser(folder))
+    if (labels and classes and dict(labels) != classes) or (num_channels and channels and num_channels != channels):
+        logger.warning(
+            "%s segments %s in images of %s channels: it does not judge these images; name a segmenter of their "
+            "classes by --segmenter_bundle",
+            name,
+            " and ".join(classes or {}),
+            channels,
+        )
+        return None
+    return str(folder)
+
+
+def _config(folder: Path) -> Path:
+    return folder / "configs" / "inference.json"
+
+
+def _parser(folder: Path) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(_config(folder)))
+    parser["bundle_root"] = str(folder)
+    return parser
+
+
+def _judged(parser: ConfigParser) -> tuple[dict[str, int] | None, int | None]:
+    """Return classes and image channels of a bundle, ``None`` what its configuration does not say."""
+    labels, channels = (parser.get_parsed_content(key) if key in parser else None for key in ("labels", "num_channels"))
+    return labels and dict(labels), channels
 
 
 def feature_network(

@@ -61,6 +61,7 @@ def _is_orientation(value: Any) -> bool:
 
 _SHARE = ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "ablation": _SHARE,
     "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
     "amp": _SWITCH,
     "axcodes": ("three letters such as RAS or LPI, one for each axis of the body", _is_orientation),
@@ -70,6 +71,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "image_size": ("two whole numbers of pixels such as [128,128]", _is_size),
     "drop_last": _SWITCH,
     "flip_prob": _SHARE,
+    "guidance_scale": ("a number", _is_number),
     "labels": (
         "each name with a number of its own from 1 on, such as {'liver': 1, 'spleen': 2}; where the files store other "
         "values, renumber them, or let adapt_bundle make a bundle for them",
@@ -81,6 +83,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_classes": (
         "a whole number of at least 1, or none (leave it out)",
         lambda v: v is None or (type(v) is int and v >= 1),
+    ),
+    "noise_length": (
+        "a number of slices of at least 0, or none ('$None')",
+        lambda v: v is None or (_is_number(v) and v >= 0),
     ),
     "num_adjacent_slices": _whole(0),
     "num_channels": _whole(1),
@@ -102,12 +108,15 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "roll_out_share": _SHARE,
     "seed": ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32),
     "shuffle": _SWITCH,
+    "similarity": _SHARE,
     "skip_bad": _SWITCH,
     "source_share": ("a share of at least 0 and less than 1", lambda v: type(v) in (int, float) and 0 <= v < 1),
+    "strength": ("a share above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
     "val_interval": _whole(1),
 }
 # of keys inside others, which are checked where the command line gives them, as the rules above are too
 _INNER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "ablation": _SHARE,
     "ema#momentum": (
         "1 - decay, such as 0.0001 for the published decay 0.9999 (above 0.5 in a configuration file only)",
         lambda v: _is_number(v) and 0 < v <= 0.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,18 +114,17 @@ def blank_label_map(output_dir: str | os.PathLike, size: Sequence[int], spacing:
     Raises:
         InputError: the size is not two or three positive numbers.
     """
-    size = [int(length) for length in size]
-    if len(size) not in (2, 3) or min(size) < 1:
-        raise InputError(f"blank_size {size}: expected two or three positive whole numbers")
+    if not isinstance(size, Sequence) or len(size) not in (2, 3) or any(type(n) is not int or n < 1 for n in size):
+        raise InputError(f"blank_size {size}: expected two or three positive whole numbers such as [64,64]")
     folder = Path(output_dir) / "blank"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ("blank.png" if len(size) == 2 else "blank.nii.gz")
     temporary = file.with_name(f".{os.getpid()}-{file.name}")
     if len(size) == 2:
-        Image.fromarray(np.zeros(size[::-1], np.uint8)).save(temporary)
+        Image.fromarray(np.zeros(tuple(size)[::-1], np.uint8)).save(temporary)
     else:
         affine = np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0])
-        nibabel.save(nibabel.Nifti1Image(np.zeros(size, np.uint8), affine), temporary)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(tuple(size), np.uint8), affine), temporary)
     os.replace(temporary, file)
     return str(folder)
 
@@ -226,6 +226,10 @@ def _usable_cases(
             chosen = set(sections(folder)[section])
             cases = [case for case in cases if case.id in chosen]
     else:  # label maps alone
+        if section is not None:
+            raise InputError(
+                f"{folder.root}: label maps without images have no sections; leave out --section {section}"
+            )
         cases = [Case(case.id, (), case.images[0]) for case in folder.cases if case.images]
     if with_source:
         cases = [case for case in cases if case.images]
@@ -261,6 +265,9 @@ def _series(case: Case, labels: Mapping[str, int], seed: int) -> list[dict[str, 
     """All classes, each one missing, and the first two, three, ... missing."""
     names = list(labels)
     subsets = [(), *itertools.combinations(names, 1), *(tuple(names[:n]) for n in range(2, len(names) + 1))]
+    # a class's name becomes part of a file's
+    shown = {name: re.sub(r"[^\w.+-]+", "-", name) for name in names}
     return [
-        _request(case, seed, subset, "_without_" + "_".join(subset) if subset else "_complete") for subset in subsets
+        _request(case, seed, subset, "_without_" + "_".join(shown[name] for name in subset) if subset else "_complete")
+        for subset in subsets
     ]

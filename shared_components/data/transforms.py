@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, Resize, Resized, Spacingd
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    RandomizableTransform,
+    Resize,
+    Resized,
+    ScaleIntensityRanged,
+    Spacingd,
+)
 from monai.transforms.spatial.functional import resize
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
 
 from shared_components.data.formats.scan import INTEGER_TOLERANCE
 from shared_components.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class SidecarSafeSpacingd(Spacingd):
@@ -186,6 +197,27 @@ class RandSliceAxisd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(result):
             result[key] = torch.as_tensor(result[key]).transpose(axis + 1, 3)
         return result
+
+
+class WatchedIntensityRanged(ScaleIntensityRanged):
+    """`monai.transforms.ScaleIntensityRanged` that tells, once, of an image that is made for another range.
+
+    An image above the range comes out white where it is, one that fills less than a hundredth of it black, and neither
+    stops a run. Pictures are read as 0 to 255; NIfTI and NRRD keep whatever values they have.
+    """
+
+    _told = False
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale the keys of ``data``; see `monai.transforms.ScaleIntensityRanged`."""
+        low, high = self.scaler.a_min, self.scaler.a_max
+        for key in self.key_iterator(dict(data)) if not self._told else ():
+            least, most = float(data[key].min()), float(data[key].max())
+            if most > high or least < most <= low + (high - low) / 100:
+                self._told = True
+                text = "%s: values %g to %g, expected %g to %g: scale the images, or give --intensity#a_max %g"
+                logger.warning(text, _name(data[key], key), least, most, low, high, most)
+        return super().__call__(data)
 
 
 class PercentileNormalized(MapTransform):

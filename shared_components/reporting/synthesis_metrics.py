@@ -69,7 +69,7 @@ class SynthesisMetrics:
             ``synthesis_grid.png`` go.
         label_names: name to value of the classes.
         segmenter: ``segmenter(image (B, C, *spatial) in [0, 1])`` returns class scores (B, classes, *spatial), class
-            k being the k-th of ``label_names``; ``None`` leaves faithfulness out.
+            k being the k-th of the values in order; ``None`` leaves faithfulness out.
         features: ``features(image (B, C, *spatial))`` returns (N, F) of the image's slices; ``None`` leaves realism
             out.
         feature_name: what the feature network is, for the report.
@@ -97,7 +97,7 @@ class SynthesisMetrics:
     ) -> None:
         self.left_out = left_out
         self.output_dir = Path(output_dir)
-        self.label_names = dict(label_names)
+        self.label_names = dict(sorted(label_names.items(), key=lambda item: item[1]))  # as a segmenter has them
         self.segmenter, self.features, self.feature_name = segmenter, features, feature_name
         self.training_data, self.settings, self.title = training_data, dict(settings or {}), title
         self.max_pairs, self.overwrite = max_pairs, overwrite

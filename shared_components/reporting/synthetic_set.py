@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -55,7 +56,7 @@ class SyntheticSet:
         options: what else to state of every image: mode, strength, weights.
         as_series: one sheet for each label map.
         previews: how many images are drawn, at most; 0 for none.
-        overwrite: whether an earlier set may be replaced.
+        overwrite: whether an earlier set may be replaced; what it lists and this one does not is removed at the end.
         left_out: a line for each label map that was left out before the run, or a function that tells.
     """
 
@@ -91,6 +92,7 @@ class SyntheticSet:
         claims = ["dataset.json", "synthesis.csv", "imagesTr/*", "labelsTr/*", "previews/*", "report.html"]
         claim_outputs(self.output_dir, claims, self.overwrite)
         self.overwrite = True
+        self._earlier = _files_of_set(self.output_dir)
         self._rows, self._tiles = [], {}
         self._since = time.perf_counter()
 
@@ -124,11 +126,21 @@ class SyntheticSet:
             sheet = encode_png(contact_sheet(tiles, columns=len(tiles) if self.as_series else 4))
             write_atomically(self.output_dir / "previews" / f"{name}.png", sheet)
             sheets.append(Picture("Each image beside its label map", name, sheet))
+        self._remove_earlier(set(self._tiles))
         write_table(self.output_dir / "synthesis.csv", self._rows)
         content = json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.output_dir / "dataset.json", content)
         write_atomically(self.output_dir / "report.html", self._page(engine, sheets[:_SHEETS_ON_PAGE]))
         logger.info("%s: %d images with their label maps", self.output_dir, len(self._rows))
+
+    def _remove_earlier(self, sheets: set[str]) -> None:
+        """Remove what only an earlier set in this folder had: its images would look like this one's."""
+        made = {row[part] for row in self._rows for part in ("image", "label")}
+        for name in self._earlier - made:
+            (self.output_dir / name).unlink(missing_ok=True)
+        for file in (self.output_dir / "previews").glob("*.png"):
+            if file.stem not in sheets:
+                file.unlink()
 
     def _page(self, engine: Engine, sheets: Sequence[Picture]) -> str:
         seconds = round(time.perf_counter() - self._since, 1)
@@ -157,6 +169,16 @@ class SyntheticSet:
             "training": [{"image": f"./{row['image']}", "label": f"./{row['label']}"} for row in self._rows],
             "test": [],
         }
+
+
+def _files_of_set(folder: Path) -> set[str]:
+    """Return the images and label maps that ``synthesis.csv`` of a folder lists, relative to it, if it is there."""
+    table = folder / "synthesis.csv"
+    if not table.is_file():
+        return set()
+    with open(table, newline="", encoding="utf-8") as file:
+        listed = {row.get(part) or "" for row in csv.DictReader(file) for part in ("image", "label")}
+    return {name for name in listed if Path(name).parent.name in ("imagesTr", "labelsTr") and ".." not in name}
 
 
 class SynthesisPreview:

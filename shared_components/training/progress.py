@@ -12,6 +12,8 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
+from shared_components.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 LARGE_IMAGE = 1 << 25
@@ -81,7 +83,10 @@ def announce_large_image(engine: SupervisedEvaluator) -> None:
     with torch.no_grad():
         for _ in range(2):
             since = time.perf_counter()
-            engine.inferer(trial, engine.network)
+            try:
+                engine.inferer(trial, engine.network)
+            except InputError:  # it asks for more than the image, such as a real one to start from
+                return
             seconds = time.perf_counter() - since
     size, slices = "x".join(map(str, image.shape[2:])), image.shape[-1]
     minutes = seconds * slices / trial.shape[-1] / 60

@@ -42,6 +42,36 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     assert sibling_bundle(REPOSITORY / "bundles" / "medsegdiff_isic", "no_such") is None
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"labels": {"hippocampus": 1}}, "its network has 2 classes, the images to judge 1"),
+        ({"labels": {"a": 1, "b": 2}, "num_channels": 3}, "its network has 1 image channels, the images to judge 3"),
+    ],
+)
+def test_a_segmenter_of_other_images_is_refused_before_anything_starts(options: dict, found: str) -> None:
+    with pytest.raises(InputError, match=f"segmenter_bundle .*cdal_hippocampus: {found}; .*--segmenter_bundle"):
+        load_segmenter(BUNDLE, **options)
+
+
+def test_weights_of_another_network_are_told_in_a_line(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="other.pt: weights of another network"):
+        load_segmenter(BUNDLE, ckpt_path=tmp_path / "other.pt")
+    (tmp_path / "broken.pt").write_bytes(b"no")
+    with pytest.raises(InputError, match="broken.pt"):
+        load_segmenter(BUNDLE, ckpt_path=tmp_path / "broken.pt")
+
+
+def test_the_bundle_beside_judges_its_own_classes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    beside = REPOSITORY / "bundles" / "segguided_hippocampus"
+    fitting = {"labels": {"posterior": 2, "anterior": 1}, "num_channels": 1}
+    assert sibling_bundle(beside, "cdal_hippocampus", **fitting) == str(BUNDLE) and not caplog.records
+    for other in ({"labels": {"left": 1, "right": 2}}, {"num_channels": 2}):
+        assert sibling_bundle(beside, "cdal_hippocampus", **{**fitting, **other}) is None
+    assert "segments anterior and posterior in images of 1 channels" in caplog.text
+
+
 def test_features_are_declared_and_those_without_training_are_always_the_same(tmp_path: Path) -> None:
     network, name = feature_network(None, None, RandomFeatures())
     again, _ = feature_network(None, None, RandomFeatures())

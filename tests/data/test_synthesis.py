@@ -64,6 +64,12 @@ def test_a_series_takes_classes_away_with_one_seed(maps: Path) -> None:
     assert requests[4]["name"] == "map_0_without_a_b" and requests[4]["series"] == "map_0"
 
 
+def test_a_series_of_classes_with_any_name_has_file_names(maps: Path) -> None:
+    requests, _ = synthesis_requests(maps, {"fat/muscle": 1, "bone (left)": 2}, "remove_classes", num_images=1)
+    assert [item["dropped"] for item in requests[1:3]] == ["fat/muscle", "bone (left)"]
+    assert [item["name"] for item in requests[1:3]] == ["map_0_without_fat-muscle", "map_0_without_bone-left-"]
+
+
 def test_a_data_set_gives_its_label_maps_and_for_a_translation_its_images(tmp_path: Path) -> None:
     folder = make_phantoms(tmp_path / "phantoms", 6)
     requests, _ = synthesis_requests(folder, LABELS)
@@ -96,8 +102,9 @@ def test_a_blank_map_for_images_without_a_condition(tmp_path: Path) -> None:
     assert np.allclose(volume.affine, np.diag([1, 2, 3, 1]))
     requests, _ = synthesis_requests(blank_label_map(tmp_path / "b", [8, 6]), LABELS, num_images=5, spatial_dims=2)
     assert len(requests) == 5 and Image.open(requests[0]["image"]).size == (8, 6)
-    with pytest.raises(InputError, match="blank_size"):
-        blank_label_map(tmp_path, [4])
+    for size in ([4], 4, "4", [4, 0], [4.5, 4]):
+        with pytest.raises(InputError, match="blank_size"):
+            blank_label_map(tmp_path, size)
 
 
 def test_the_classes_named_are_deleted_from_the_map() -> None:
@@ -121,6 +128,7 @@ def test_results_are_called_as_asked_with_the_suffix_of_their_map() -> None:
         ({"num_images": 0}, "num_images"),
         ({"num_samples": 1.5}, "num_samples"),
         ({"section": "holdout"}, "section must be one of"),
+        ({"section": "train"}, "label maps without images have no sections; leave out --section train"),
         ({"mode": "translate"}, "no label map with an image"),
     ],
 )

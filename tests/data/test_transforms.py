@@ -26,6 +26,7 @@ from shared_components.data.transforms import (
     RandSliceAxisd,
     RoundLabelsd,
     SidecarSafeSpacingd,
+    WatchedIntensityRanged,
 )
 from shared_components.errors import InputError
 from tests.data.folders import save, save_picture, some_image, some_picture
@@ -79,6 +80,16 @@ def test_what_normalisation_refuses(tmp_path):
         normalise(MetaTensor(image, meta={"filename_or_obj": "scan.nii.gz"}))
     with pytest.raises(InputError, match="lower < upper"):
         PercentileNormalized("image", lower=5, upper=5)
+
+
+@pytest.mark.parametrize(("most", "told"), [(1140.0, True), (0.9, True), (255.0, False), (60.0, False), (0.0, False)])
+def test_an_image_of_another_range_is_told_once(caplog, most, told):
+    scale = WatchedIntensityRanged("image", 0.0, 255.0, 0.0, 1.0, clip=True)
+    image = MetaTensor(torch.linspace(0, most, 12).reshape(1, 3, 4), meta={"filename_or_obj": "/data/p0.nii.gz"})
+    for _ in range(2):
+        assert torch.allclose(scale({"image": image})["image"], (image / 255).clamp(0, 1))
+    assert len(caplog.records) == int(told)
+    assert not told or f"p0.nii.gz: values 0 to {most:g}, expected 0 to 255" in caplog.text
 
 
 def test_nonzero_normalises_inside_the_brain_and_leaves_the_background():

@@ -88,6 +88,16 @@ def test_the_folder_of_a_run_is_a_data_set(tmp_path: Path) -> None:
         run(SyntheticSet(tmp_path / "out", LABELS), cases, batch)
 
 
+def test_a_smaller_set_in_the_place_of_a_larger_one_leaves_none_of_its_images(tmp_path: Path) -> None:
+    run(SyntheticSet(tmp_path, LABELS, as_series=True, overwrite=True), *requests(tmp_path, 3))
+    (tmp_path / "imagesTr" / "own.nii.gz").write_bytes(b"")  # in no list of ours
+    cases, batch = requests(tmp_path, 3)
+    run(SyntheticSet(tmp_path, LABELS, overwrite=True), cases[:2], batch[:2])
+    assert sorted(file.name for file in (tmp_path / "imagesTr").iterdir()) == ["own.nii.gz", "s0.nii.gz", "s1.nii.gz"]
+    assert sorted(file.name for file in (tmp_path / "labelsTr").iterdir()) == ["s0.nii.gz", "s1.nii.gz"]
+    assert [file.name for file in (tmp_path / "previews").iterdir()] == ["grid_01.png"]
+
+
 def test_a_series_has_a_sheet_of_its_own(tmp_path: Path) -> None:
     cases, batch = requests(tmp_path, 3)
     run(SyntheticSet(tmp_path, LABELS, as_series=True, overwrite=True), cases, batch)
@@ -136,6 +146,14 @@ def test_faithful_images_score_like_real_ones_and_others_do_not(tmp_path: Path, 
 def features(image: Tensor) -> Tensor:
     slices = image.movedim(-1, 1).flatten(0, 1) if image.ndim == 5 else image
     return torch.stack([slices.mean(dim=(1, 2, 3)), slices.std(dim=(1, 2, 3))], dim=1)
+
+
+def test_a_class_is_its_value_in_whatever_order_the_names_are_given(tmp_path: Path) -> None:
+    handler = SynthesisMetrics(tmp_path, {"outer": 2, "inner": 1}, thresholds)
+    label = disc()
+    case = {"image": label, "pred": painted(torch.where(label == 1, 0.0, label))}  # nothing inside the ring
+    rows = {row["metric"]: row for row in run(handler, [case]).state.synthesis_summary}
+    assert rows["Dice outer"]["generated"] == 1 and rows["Dice inner"]["generated"] == 0
 
 
 def test_realistic_images_lie_nearer_to_real_ones(tmp_path: Path) -> None:

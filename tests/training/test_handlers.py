@@ -197,6 +197,18 @@ def test_nested_checkpoints_are_refused(tmp_path):
         LoadWeights(tmp_path / "state.pt", nn.Linear(2, 1))()
 
 
+def test_a_loss_with_a_gradient_is_watched_without_a_warning(recwarn):
+    always, loss = torch.is_warn_always_enabled(), torch.ones((), requires_grad=True)
+    torch.set_warn_always(True)
+    try:
+        engine = engine_of(lambda e, b: {"loss": loss})
+        StopOnNonFinite().attach(engine)
+        engine.run([0])
+    finally:
+        torch.set_warn_always(always)
+    assert [str(warning.message) for warning in recwarn if "requires_grad" in str(warning.message)] == []
+
+
 def test_non_finite_loss_stops_the_run(caplog):
     caplog.set_level(logging.CRITICAL)
     engine = engine_of(lambda e, b: {"loss": float("nan") if e.state.iteration == 3 else 1.0})

@@ -48,7 +48,7 @@ def prepare_ct_organs(source: str | os.PathLike, output: str | os.PathLike) -> P
         The folder.
 
     Raises:
-        InputError: no subject is there, one is incomplete, or the output exists.
+        InputError: no subject is there, one is incomplete or has a mask on another grid, or the output exists.
     """
     with _new_folder(source, output) as (root, target):
         subjects = sorted(path.parent for name in ("ct.nii.gz", "image.nii.gz") for path in root.glob(f"*/{name}"))
@@ -207,16 +207,26 @@ def _organs(subject: Path, image: nibabel.Nifti1Image) -> np.ndarray:
         for file in sorted((subject / "segmentations").glob("*.nii.gz")):
             value = _class_of(file.name[: -len(".nii.gz")])
             if value:
-                label[np.asarray(nibabel.load(file).dataobj) > 0] = value
+                label[_on_grid(file, image) > 0] = value
         return label
     for name in ("seg_total.nii.gz", "labels.json"):
         if not (subject / name).is_file():
             raise InputError(f"{subject}: no segmentations/, and {name} is missing; add the labels")
-    found = np.asarray(nibabel.load(subject / "seg_total.nii.gz").dataobj).round().astype(int)
+    found = _on_grid(subject / "seg_total.nii.gz", image).round().astype(int)
     for key, structure in _structures(read_json_object(subject / "labels.json")).items():
         if value := _class_of(structure):
             label[found == key] = value
     return label
+
+
+def _on_grid(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
+    mask = nibabel.load(file)
+    if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=0.5):  # mm
+        raise InputError(
+            f"{file}: {'x'.join(map(str, mask.shape))} on another grid than the image, "
+            f"{'x'.join(map(str, image.shape))}; resample it to the image's, or remove the subject"
+        )
+    return np.asarray(mask.dataobj)
 
 
 def _structures(content: Mapping[str, Any]) -> dict[int, str]:

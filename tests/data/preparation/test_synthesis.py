@@ -45,6 +45,17 @@ def test_structures_in_files_of_their_own_are_merged(tmp_path: Path) -> None:
         prepare_ct_organs(subject, tmp_path / "other")
 
 
+@pytest.mark.parametrize(("shape", "affine"), [((4, 4, 3), np.eye(4)), ((4, 4, 2), np.diag([-1.0, 1, 1, 1]))])
+def test_a_mask_on_another_grid_is_named(tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray) -> None:
+    subject = tmp_path / "in" / "s0001"
+    (subject / "segmentations").mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.int16), np.eye(4)), subject / "ct.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.uint8), affine), subject / "segmentations" / "liver.nii.gz")
+    with pytest.raises(InputError, match="s0001.*liver.nii.gz: 4x4x. on another grid than the image, 4x4x2"):
+        prepare_ct_organs(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_volumes_are_cut_into_pictures_a_patient_in_one_section(tmp_path: Path) -> None:
     source = make_phantoms(tmp_path / "in", 6)
     folder = find_cases(prepare_breast_mri(source, tmp_path / "out", size=64, least_share=0.02))
