@@ -207,7 +207,8 @@ class _Finder:
         """Return the folder of images whose masks lie in a folder a class."""
         self.label_names = {name: number for number, name in enumerate(names, 1)}
         images = images_by_stem(image_dir)
-        groups = self._grouped(images, self._has_channel_suffix([stem for stem, _ in images], set(masks)))
+        suffixed = has_channel_suffix([stem for stem, _ in images], set(masks), self.meta, self.names)
+        groups = self._grouped(images, suffixed)
         self._report_unpaired(groups, {case: next(filter(None, paths)) for case, paths in masks.items()})
         cases = [replace(case, masks=masks.get(case.id, ())) for case in paired_cases(groups, {})]
         return self._folder("paired", cases, [])
