@@ -60,6 +60,7 @@ def datalist(
     patient_pattern: str | None = None,
     channel: int | None = None,
     published_fold: int | None = None,
+    whole_labels: bool = False,
 ) -> list[dict[str, Any]]:
     """List the cases of a section for a MONAI dataset, after checking every one of them.
 
@@ -85,10 +86,11 @@ def datalist(
         patient. channel: the one that a model of one channel is shown, of files with several.
         published_fold: 0, 1 or 2: train and test as cDAL was published on lungs
             (`shared_components.data.layouts.lung_folds.published_lung_split`).
+        whole_labels: refuse a folder with a label to be ignored: for models that cannot leave voxels out.
 
     Returns:
         ``[{"image": path, "label": path}, ...]`` sorted by id, with absolute paths; "image" is a list of
-        paths where a case has one file a channel.
+        paths where a case has one file a channel. ``"ignored_value"`` is there where the folder has such a label.
 
     Raises:
         InputError: the section is unknown or empty; a case has an error and ``skip_bad`` is not set; a case
@@ -103,6 +105,8 @@ def datalist(
         cases, findings = _checked_images(folder, num_channels, **options)
     else:
         _refuse_without_labels(folder)
+        if whole_labels:
+            refuse_ignored(folder)
         choose_split(folder, fold, num_folds, patient_pattern, published_fold)
         if section == "train" and published_fold is not None:
             _tell_of_no_section(folder)
@@ -121,7 +125,8 @@ def datalist(
     as_here = {"labels": labels, "channels": channels, "label_column": label_column, "num_channels": num_channels}
     good = _without_errors(folder, section, cases, findings, skip_bad, {**as_here, **options})
     _warn_about(folder, section, good, findings)
-    return [case.datalist_item() for case in good]
+    ignored = {} if folder.ignored is None or section == "inference" else {"ignored_value": folder.ignored}
+    return [{**case.datalist_item(), **ignored} for case in good]
 
 
 def inference_cases(
@@ -190,6 +195,19 @@ def _refuse_without_labels(folder: CaseFolder) -> None:
         raise InputError(
             f"{folder.root}: no labels; looked for labelsTr/, labels/, masks/ or Annotations/ beside the images, "
             "Aperio XML files among them, or a manifest.csv"
+        )
+
+
+def refuse_ignored(folder: CaseFolder) -> None:
+    """Refuse a folder with voxels that nobody judged, for what needs whole label maps.
+
+    Raises:
+        InputError: it has a label to be ignored.
+    """
+    if folder.ignored is not None:
+        raise InputError(
+            f"{folder.root / 'dataset.json'}: voxels of the label {folder.ignored} (ignore) are to be left out, but "
+            "this needs whole label maps; label these voxels and remove the entry, or take a segmentation bundle"
         )
 
 
@@ -291,8 +309,9 @@ def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: l
         if kinds[kind]:
             logger.warning("%s: %d of %d %s cases %s", folder.root, kinds[kind], len(used), section, what)
     for finding in findings:
-        if finding.kind == "absent_label":
-            logger.warning("%s: %s cases: %s", folder.root, section, finding.message)
+        if finding.kind in ("absent_label", "ignored_voxels"):
+            level = logging.WARNING if finding.level == "warning" else logging.INFO
+            logger.log(level, "%s: %s cases: %s", folder.root, section, finding.message)
     for problem in folder.problems:
         if problem.kind == "images_below":
             logger.warning("%s", describe(problem, folder.root))

@@ -117,7 +117,7 @@ def fingerprint(
     total = _Total()
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda case: _measured(case, spatial_dims, values), cases)
+        found = pool.map(lambda case: _measured(case, spatial_dims, values, folder.ignored), cases)
         for case, measured in tqdm(
             zip(cases, found), total=len(cases), desc="measuring", unit="case", disable=len(cases) <= _PROGRESS_FROM
         ):
@@ -182,22 +182,22 @@ def _thinned(values: np.ndarray, most: int) -> np.ndarray:
     return values[:: max(1, -(-values.size // most))]
 
 
-def _measured(case: Case, spatial_dims: int, wanted: Collection[int] | None) -> _Measured | str:
+def _measured(case: Case, spatial_dims: int, wanted: Collection[int] | None, ignored: int | None) -> _Measured | str:
     """Measure a case; a text says what is wrong with one that cannot be used."""
     try:
-        return _measure(case, spatial_dims, wanted)
+        return _measure(case, spatial_dims, wanted, ignored)
     except UnusableImage as error:
         return str(error)
 
 
-def _measure(case: Case, spatial_dims: int, wanted: Collection[int] | None) -> _Measured:
+def _measure(case: Case, spatial_dims: int, wanted: Collection[int] | None, ignored: int | None) -> _Measured:
     counts, marked, label_grid = None, None, None
     for number, path in [(None, case.label), *enumerate(case.masks, 1)]:
         if path is None:
             continue
         with open_volume(path, spatial_dims, True, case.images[0]) as label:
             chosen = wanted if number is None else None if wanted is None or number in wanted else ()
-            found, bits = _label_content(label, chosen)
+            found, bits = _label_content(label, chosen, ignored if number is None else None)
             if label_grid is not None and label_grid.shape != label.grid.shape:
                 raise UnusableImage(f"{path.name}: {label.grid}, another mask of the case has {label_grid}")
             label_grid = label.grid
@@ -222,8 +222,12 @@ def _measure(case: Case, spatial_dims: int, wanted: Collection[int] | None) -> _
     return _Measured(grid, channels, foreground, num_zero, counts)
 
 
-def _label_content(label: Volume, wanted: Collection[int] | None) -> tuple[Counter[int], np.ndarray]:
-    """Return the voxel count of every value, and which voxels have a value wanted (above 0), as packed bits."""
+def _label_content(
+    label: Volume, wanted: Collection[int] | None, ignored: int | None
+) -> tuple[Counter[int], np.ndarray]:
+    """Return the voxel count of every value, and which voxels have a value wanted (above 0), as packed bits; neither of
+    what is to be ignored.
+    """
     counts: Counter[int] = Counter()
     bits = []
     pending = np.zeros(0, dtype=bool)
@@ -231,11 +235,12 @@ def _label_content(label: Volume, wanted: Collection[int] | None) -> tuple[Count
         whole = np.rint(values)
         found, numbers = np.unique(whole, return_counts=True)
         counts.update({int(value): int(number) for value, number in zip(found, numbers) if np.isfinite(value)})
-        marked = whole > 0 if wanted is None else np.isin(whole, list(wanted))
+        marked = (whole > 0) & (whole != ignored) if wanted is None else np.isin(whole, list(wanted))
         pending = np.concatenate([pending, marked])
         even = len(pending) // 8 * 8
         bits.append(np.packbits(pending[:even]))
         pending = pending[even:]
+    counts.pop(ignored, None)
     return counts, np.concatenate([*bits, np.packbits(pending)])
 
 

@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
-from shared_components.data.datalists import note_left_out
+from shared_components.data.datalists import note_left_out, refuse_ignored
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.layouts.class_column import CLASS_COLUMNS, manifest_classes
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
@@ -62,6 +62,7 @@ def find_labelled_slices(
         _refuse(published.folder, published.folder.problems)
         return published
     folder = find_cases(root, channels, label_column)
+    refuse_ignored(folder)
     classes = manifest_classes(folder)
     unknown = [case.id for case in folder.cases if case.id not in classes and case.label is None]
     if not classes and len(unknown) == len(folder.cases):

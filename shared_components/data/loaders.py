@@ -22,10 +22,12 @@ from shared_components.data.formats.readers import (
     PICTURE_FORMAT,
     Annotation,
     AnnotationReader,
+    PartlyLabelled,
     PictureReader,
     VolumeReader,
 )
 from shared_components.data.formats.scan import Labels, allowed_values, full_scale_label
+from shared_components.data.ignored import IGNORED
 from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
@@ -101,17 +103,21 @@ class _LabelLoader(_FileLoader):
         (name,) = ensure_tuple(filename)
         if isinstance(name, Annotation):
             return self.result(self.load(name.path, AnnotationReader(name, self.numbered)))
+        if isinstance(name, PartlyLabelled):
+            return self.result(self._one(name.path, reader, name.ignored))
         return self.result(self._one(name, reader))
 
-    def _one(self, name: Any, reader: ImageReader | None) -> MetaTensor:
+    def _one(self, name: Any, reader: ImageReader | None, ignored: int | None = None) -> MetaTensor:
         label = self.load(name, reader)
         if label.shape[0] > 1:
             raise InputError(f"{name}: label with {label.shape[0]} channels, expected one label map")
         values = rounded_labels(label.as_tensor(), str(name))
+        unjudged = torch.zeros_like(values, dtype=torch.bool) if ignored is None else values == ignored
+        values = values.masked_fill(unjudged, 0.0)
         white = None if self.numbered else full_scale_label(torch.unique(values).int().tolist(), self.allowed)
         if white is not None:
             values = torch.where(values == white[0], float(white[1]), 0.0)
-        return MetaTensor(self._numbered_classes(values), meta=label.meta)
+        return MetaTensor(self._numbered_classes(values).masked_fill(unjudged, float(IGNORED)), meta=label.meta)
 
     def _united(self, names: Sequence[str], reader: ImageReader | None) -> MetaTensor:
         """Merge several masks of the same: where two overlap, the larger value counts."""
@@ -214,7 +220,7 @@ class LoadLabelMapd(_LoadCased):
     values stay. An Aperio annotation (``.xml``) is drawn as 1 in every region
     (`shared_components.data.formats.aperio.read_annotation`), in the size of the entry's image, which may be loaded
     already. A list of paths is one mask a class, "" for a class that a case has not; or, ``united``, several masks of
-    one image.
+    one image. The value that the entry "ignored_value" of the case names, if it has one, becomes `IGNORED`.
     """
 
     def __init__(
@@ -251,6 +257,10 @@ class LoadLabelMapd(_LoadCased):
         image = _file_of(data.get(self.image_key))
         labels = {key: data[key] for key in self.key_iterator(dict(data)) if is_annotation(data[key])}
         drawn = {key: Annotation(os.path.expanduser(path), image) for key, path in labels.items()}
+        if (ignored := data.get("ignored_value")) is not None and not self._loader.numbered:
+            files = {key: data[key] for key in self.key_iterator(dict(data)) if key not in drawn}
+            paths = {key: file for key, file in files.items() if isinstance(file, (str, os.PathLike))}
+            drawn |= {key: PartlyLabelled(os.fspath(file), int(ignored)) for key, file in paths.items()}
         return super().__call__({**data, **drawn}, reader)
 
 

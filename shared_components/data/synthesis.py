@@ -18,7 +18,7 @@ from monai.utils import TraceKeys
 from PIL import Image
 
 from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
-from shared_components.data.datalists import SECTIONS
+from shared_components.data.datalists import SECTIONS, refuse_ignored
 from shared_components.data.formats.files import IMAGE_SUFFIXES
 from shared_components.data.layouts.cases import Case, CaseFolder, find_cases
 from shared_components.data.layouts.split import sections
@@ -70,6 +70,7 @@ def synthesis_requests(
     _check(mode, num_samples, num_images, section)
     dropped = dropped_names(drop_classes, labels)
     folder = find_cases(dataset_dir, num_channels)
+    refuse_ignored(folder)
     with_source = mode in ("translate", "interpolate")
     cases, failures = _usable_cases(folder, labels, section, with_source, num_channels, spatial_dims)
     if mode == "remove_classes":

@@ -15,6 +15,7 @@ from monai.transforms import (
     RandomizableTransform,
     Resize,
     Resized,
+    ScaleIntensityd,
     ScaleIntensityRanged,
     Spacingd,
 )
@@ -283,6 +284,33 @@ class PercentileNormalized(MapTransform):
             clipped = values.clamp(float(low), float(high))
             result[inside] = (clipped - clipped.mean()) / clipped.std(correction=0)
         return result
+
+
+class MinMaxScaled(ScaleIntensityd):
+    """`monai.transforms.ScaleIntensityd` that puts a constant image halfway between ``minv`` and ``maxv``.
+
+    MONAI multiplies a constant image by ``minv``: 7 becomes -7, far outside the range, and a crop sampler that looks
+    for values above ``minv`` finds no voxel.
+
+    Args:
+        keys: entries to scale, (C, *spatial).
+        minv, maxv: what the smallest and the largest value of an image become.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, minv: float = 0.0, maxv: float = 1.0, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, minv, maxv, allow_missing_keys=allow_missing_keys)
+        self.middle = (minv + maxv) / 2
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale the keys of ``data``."""
+        scaled = super().__call__(data)
+        for key in self.key_iterator(dict(data)):
+            image = torch.as_tensor(data[key])
+            if image.min() == image.max():
+                scaled[key] = torch.full_like(scaled[key], self.middle)
+        return scaled
 
 
 class RoundLabelsd(MapTransform):

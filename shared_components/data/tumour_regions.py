@@ -95,6 +95,7 @@ def _regions_of_values(folder: CaseFolder) -> list[list[int]]:
     found: set[int] = set()
     for case in folder.cases:
         found |= _label_values(case.label, spatial_dims, case.images) if case.label is not None else set()
+        found.discard(folder.ignored)
         if 4 in found:
             return ENHANCING_IS_4
     values = ", ".join(map(str, sorted(found - {0}))) or "none"

@@ -11,6 +11,7 @@ from monai.networks.schedulers.scheduler import Scheduler
 from monai.utils import unsqueeze_right
 from torch import Tensor, nn
 
+from shared_components.diffusion.label_coding import unknown_voxels
 from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.tables import VARIANCE_TYPES, reverse_table
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
@@ -174,6 +175,8 @@ class CalibrationLoss(nn.Module):
 class DenoisingLoss(nn.Module):
     """The loss of (output, targets) that MONAI's ``SupervisedTrainer`` calls, beside `NoisePredictionPrepareBatch`.
 
+    Voxels that nobody judged have no part in it.
+
     Args:
         prediction: loss of the prediction and of the variance head.
         calibration: loss of the calibration map, the output's last channels; for a ``calibrated`` denoiser. The
@@ -209,12 +212,24 @@ class DenoisingLoss(nn.Module):
                 f"the denoiser returned {output.shape[1]} channels, its losses want {parts} x {target.shape[1]}: "
                 "learned_variance and the calibration loss must be set as the denoiser is"
             )
+        if "presence" in targets:
+            output, targets = self._of_known_voxels(output, targets)
         loss, losses = self.prediction(output, target, targets["clean"], timesteps, targets["weights"])
         if self.timestep_sampler is not None:
             self.timestep_sampler.update(timesteps, losses)
         if self.calibration is not None:
             loss = loss + self.calibration(output[:, -target.shape[1] :], targets["presence"], timesteps)[0]
         return loss
+
+    def _of_known_voxels(self, output: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Give an output no error and no gradient in voxels of the label map that nobody judged."""
+        channels, unknown = targets["target"].shape[1], unknown_voxels(targets["presence"])
+        right = output.detach().clone()
+        right[:, :channels] = targets["target"]
+        if self.calibration is not None:
+            right[:, -channels:] = 0
+        presence = targets["presence"].masked_fill(unknown, 0)
+        return torch.where(unknown, right, output), {**targets, "presence": presence}
 
 
 def gaussian_kl(difference: Tensor, log_variance: Tensor, other_log_variance: Tensor) -> Tensor:

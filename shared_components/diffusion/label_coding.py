@@ -9,6 +9,7 @@ from shared_components.errors import InputError
 
 CODINGS = ("classes", "channels", "nested")
 VALUE_RANGES = ("01", "pm1")
+UNKNOWN = 0.5
 
 
 class LabelCoding(nn.Module):
@@ -22,6 +23,9 @@ class LabelCoding(nn.Module):
     * ``nested``: one channel for every region, each inside the one before (whole tumour, tumour core, enhancing
       tumour). A region is at most as probable as the one around it; the classes are the parts that lie in one region
       but not in the next, so their probabilities are differences and sum to 1 without a division.
+
+    A voxel that nobody judged (a label value below 0) is coded halfway, present as much as absent, in every channel;
+    losses leave it out (`unknown_voxels`).
 
     Args:
         label_values: for every structure or region, in the order of the channels, the value or the values it has in
@@ -67,17 +71,18 @@ class LabelCoding(nn.Module):
         if self.coding == "classes":
             coded = torch.cat([~coded.any(dim=1, keepdim=True), coded], dim=1)
         coded = ~coded if self.inverted else coded
-        return 2 * coded.float() - 1 if self.signed else coded.float()
+        presence = coded.float().masked_fill(label < 0, UNKNOWN)
+        return 2 * presence - 1 if self.signed else presence
 
     @torch.jit.unused
     def classes(self, label: Tensor) -> Tensor:
         """Return class indices, 0 to ``num_classes`` - 1, of label values (1, *spatial), in their type.
 
         This is what a prediction of these classes is compared with: values of one structure are merged, and of nested
-        regions a voxel belongs to the innermost one that holds its value.
+        regions a voxel belongs to the innermost one that holds its value. Values below 0 stay.
         """
         coded = self.decode(self.encode(label[None]))[0]
-        return coded.argmax(dim=0, keepdim=True).to(label.dtype)
+        return torch.where(label < 0, label, coded.argmax(dim=0, keepdim=True).to(label.dtype))
 
     @torch.jit.export
     def presence(self, clean: Tensor) -> Tensor:
@@ -117,6 +122,11 @@ class LabelCoding(nn.Module):
     def forward(self, clean: Tensor) -> Tensor:
         """Decode."""
         return self.decode(clean)
+
+
+def unknown_voxels(presence: Tensor) -> Tensor:
+    """Tell which voxels of presences (B, C, *spatial) of a clean map nobody judged, (B, 1, *spatial) bool."""
+    return (presence == UNKNOWN).any(dim=1, keepdim=True)
 
 
 def _check_values(label_values: List[List[int]], coding: str) -> None:

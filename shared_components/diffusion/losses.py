@@ -6,14 +6,17 @@ import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.label_coding import LabelCoding, unknown_voxels
+
+_LEAST_SHARE = 1e-6  # of known voxels: a crop may have none
 
 
 class CleanLabelLoss(nn.Module):
     """Dice plus cross-entropy on a clean estimate, in place of the mean squared error of the published cDAL.
 
     The estimate's channels are read as class probabilities (x + 1) / 2, so the denoiser should end in a softmax.
-    Dice is taken over the batch, since many slices of a volume hold none of a class.
+    Dice is taken over the batch, since many slices of a volume hold none of a class. Voxels that nobody judged count in
+    neither term.
 
     Args:
         dice_weight: factor of the Dice term.
@@ -35,10 +38,13 @@ class CleanLabelLoss(nn.Module):
         """
         probability = (estimate.float() + 1) / 2
         target = (clean.float() + 1) / 2
+        known = (~unknown_voxels(target)).float()
+        target = target * known
         entropy = -(target * torch.log(probability.clamp(min=1e-6))).sum(dim=1, keepdim=True)
         if weight is not None:
             entropy = entropy * weight
-        return self.dice_weight * self.dice(probability, target) + self.cross_entropy_weight * entropy.mean()
+        entropy = entropy.mean() / known.mean().clamp(min=_LEAST_SHARE)
+        return self.dice_weight * self.dice(probability * known, target) + self.cross_entropy_weight * entropy
 
 
 class PresenceLoss(nn.Module):
@@ -46,6 +52,7 @@ class PresenceLoss(nn.Module):
 
     For denoisers that predict the clean map (``sample``) with one channel a structure; their prediction should be
     bounded to the range of the coding. In place of the published mean squared error, which hardly sees small ones.
+    Voxels that nobody judged count in neither term.
 
     Args:
         label_coding: how the map is coded.
@@ -75,8 +82,10 @@ class PresenceLoss(nn.Module):
         """
         probability = self.label_coding.presence(output[:, : clean.shape[1]]).clamp(1e-6, 1 - 1e-6)
         presence = self.label_coding.presence(clean)
-        entropy = -(presence * probability.log() + (1 - presence) * (1 - probability).log()).flatten(1).mean(dim=1)
-        dice = self.dice(probability, presence).flatten(1).mean(dim=1)
+        known = (~unknown_voxels(presence)).float()
+        entropy = -(presence * probability.log() + (1 - presence) * (1 - probability).log()) * known
+        entropy = entropy.flatten(1).mean(dim=1) / known.flatten(1).mean(dim=1).clamp(min=_LEAST_SHARE)
+        dice = self.dice(probability * known, presence * known).flatten(1).mean(dim=1)
         losses = self.dice_weight * dice + self.cross_entropy_weight * entropy
         return (losses if weights is None else losses * weights).mean(), losses
 

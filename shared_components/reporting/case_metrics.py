@@ -131,7 +131,8 @@ class CaseMetrics:
         spacing = [1.0] * (label.ndim - 1) if in_pixels else None
         try:
             options = {"margin": self.margin, "num_bins": self.num_bins, "iou": self.iou, "expected": self.expected}
-            scores, bins = score_case(prediction, label, names, spacing, unit, regions=self.regions, **options)
+            more = {"regions": self.regions, "ignored": case.get("ignored")}
+            scores, bins = score_case(prediction, label, names, spacing, unit, **options, **more)
             if self.instances is not None:
                 scores.update(self.instances(prediction, label, instances))
             if ensemble is not None:

@@ -127,6 +127,7 @@ def score_case(
     iou: bool = False,
     regions: Mapping[str, Sequence[int]] | None = None,
     expected: bool = True,
+    ignored: Tensor | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Score one case.
 
@@ -145,6 +146,7 @@ def score_case(
         iou: whether to add the intersection over union, which has Dice's conventions.
         regions: name to class indices, of unions of classes that are scored too.
         expected: whether to add the expected Dice.
+        ignored: (1, *spatial) bool, voxels that nobody judged, background in both; uncertainty is not judged there.
 
     Returns:
         The scores: ``dice_<name>``, ``dice_mean`` (of the classes), with ``iou`` ``iou_<name>`` and ``iou_mean``,
@@ -173,6 +175,7 @@ def score_case(
     scores.update(_of_regions(predicted, truth, regions or {}, spacing, unit, iou))
     foreground = ((predicted > 0) | (truth > 0))[0].numpy()
     region = torch.from_numpy(near_foreground(foreground, spacing, margin))[None, None]
+    region = region if ignored is None else region & ~torch.as_tensor(ignored).cpu()[None]
     bins = calibration_bins(probabilities[None], truth[None], num_bins, region)
     scores["ece_near_foreground"] = float((bins[2] - bins[1]).abs().sum() / bins[0].sum())
     wrong = (predicted != truth)[None]

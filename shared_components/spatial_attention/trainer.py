@@ -12,6 +12,7 @@ from monai.networks.schedulers.scheduler import Scheduler
 from monai.utils import IgniteInfo, optional_import
 from torch import Tensor, nn
 
+from shared_components.diffusion.label_coding import unknown_voxels
 from shared_components.diffusion.schedules import FewStepProcess
 from shared_components.errors import InputError
 from shared_components.spatial_attention.attention import check_attention
@@ -74,7 +75,8 @@ class SpatialAttentionTrainer(Trainer):
         amp: run the networks in bfloat16, on CUDA and on the CPU.
 
     Raises:
-        InputError: an unknown attention, or options that need a discriminator without one.
+        InputError: an unknown attention, or options that need a discriminator without one. In training with a
+            discriminator: a label map with voxels that nobody judged.
     """
 
     def __init__(
@@ -140,6 +142,11 @@ class SpatialAttentionTrainer(Trainer):
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, float]:
         condition, clean = self.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
         self.network.train()
+        if self.discriminator is not None and bool(self._unknown(clean).any()):
+            raise InputError(
+                "a label map has voxels to be ignored, but the discriminator compares whole label maps: label these "
+                "voxels, or train without discriminator: train.json without attention.json or paper.json"
+            )
         iteration = engine.state.iteration - 1
         terms: dict[str, Any] = {}
         if self.discriminator is not None and iteration % self.discriminator_interval == 0:
@@ -204,7 +211,11 @@ class SpatialAttentionTrainer(Trainer):
             attended = roll_out(self.denoiser, self.process, draws.next_noise, condition, features, draws)
         return attended, weights
 
+    def _unknown(self, clean: Tensor) -> Tensor:
+        return unknown_voxels(self.network.label_coding.presence(clean))
+
     def _denoiser_loss(self, estimate: Tensor, clean: Tensor, weights: Tensor) -> Tensor:
+        estimate = torch.where(self._unknown(clean), clean, estimate.float())  # no error where nobody judged
         if not self.attend_loss:
-            return self.loss_function(estimate.float(), clean)
-        return self.loss_function(estimate.float(), clean, weights / weights.mean(dim=(1, 2, 3), keepdim=True))
+            return self.loss_function(estimate, clean)
+        return self.loss_function(estimate, clean, weights / weights.mean(dim=(1, 2, 3), keepdim=True))

@@ -22,6 +22,7 @@ from shared_components.data.transforms import (
     AveragingResized,
     AveragingScaled,
     EnsureVolumed,
+    MinMaxScaled,
     PercentileNormalized,
     RandSliceAxisd,
     RoundLabelsd,
@@ -59,6 +60,15 @@ def test_scale_and_one_extreme_voxel_change_next_to_nothing():
     changed = (normalise(extreme) - normalise(image)).abs()
     changed[0, 3, 3, 3] = 0
     assert changed.max() < 0.01
+
+
+def test_a_constant_image_scaled_to_a_range_lies_in_its_middle():
+    scale = MinMaxScaled("image", -1.0, 1.0)
+    assert scale({"image": torch.tensor([[3.0, 5.0, 4.0]])})["image"].tolist() == [[-1, 1, 0]]
+    for value in (0.0, 7.0, -1e6):
+        constant = MetaTensor(torch.full((1, 2, 2), value), meta={"note": "kept"})
+        scaled = scale({"image": constant})["image"]
+        assert scaled.tolist() == [[[0, 0], [0, 0]]] and scaled.meta["note"] == "kept"
 
 
 def test_integers_arrays_and_metadata():

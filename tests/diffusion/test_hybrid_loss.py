@@ -205,6 +205,27 @@ def test_the_loss_of_a_trainer_adds_its_terms_and_tells_the_sampler():
         loss(items["output"], targets)
 
 
+def test_voxels_that_nobody_judged_have_no_part_in_the_loss():
+    """Errors, the variance head and the calibration map there change nothing and are not changed."""
+    items = batch()
+    clean = items["clean"].clone()
+    clean[:, :, 2:] = 0.5
+    presence, calibration = clean.clone(), torch.rand_like(clean)
+    targets = {"target": items["target"], "clean": clean, "presence": presence, "weights": torch.ones(len(clean))}
+    targets["timesteps"] = torch.full_like(items["timesteps"], 10)
+    output = torch.cat([items["output"].detach(), calibration], dim=1).requires_grad_()
+    for kind in ("mse", "dice_ce"):
+        loss = DenoisingLoss(HybridLoss(scheduler()), CalibrationLoss(kind))
+        value = loss(output, targets)
+        (gradient,) = torch.autograd.grad(value, output)
+        assert (gradient[:, :, 2:] == 0).all() and (gradient[:, :, :2] != 0).any()
+        other = output.detach().clone()
+        other[:, :1, 2:] += 3
+        other[:, 2:, 2:] = 0.1
+        assert loss(other, targets).item() == value.item()
+    assert torch.equal(targets["presence"], presence)
+
+
 def test_half_precision_is_computed_in_single():
     items = batch()
     output = items["output"].detach().bfloat16()

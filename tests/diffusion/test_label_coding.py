@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.utils import one_hot
 
-from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.label_coding import LabelCoding, unknown_voxels
 from shared_components.errors import InputError
 
 LABEL = torch.tensor([[0, 1, 2, 4], [2, 2, 0, 1]]).reshape(2, 1, 2, 2)
@@ -20,6 +20,17 @@ def test_classes_are_coded_as_by_one_hot():
     label = LABEL.where(LABEL < 3, 0)
     assert torch.equal(coding.encode(label), 2 * one_hot(label, 3, dtype=torch.float32) - 1)
     assert coding.num_channels == coding.num_classes == 3
+
+
+@pytest.mark.parametrize("coding", ["classes", "channels"])
+@pytest.mark.parametrize("options", [{}, {"value_range": "01"}, {"inverted": True}])
+def test_a_voxel_that_nobody_judged_is_half_present(coding, options):
+    label = torch.tensor([0.0, 1.0, 2.0, -1.0]).reshape(1, 1, 2, 2)
+    made = LabelCoding([1, 2], coding, **options)
+    presence = made.presence(made.encode(label))
+    assert (presence[0, :, 1, 1] == 0.5).all()
+    assert unknown_voxels(presence).flatten().tolist() == [False, False, False, True]
+    assert made.classes(label[0]).flatten().tolist() == [0, 1, 2, -1]
 
 
 def test_classes_are_decoded_as_cdals_members_are():

@@ -57,6 +57,27 @@ def test_presence_loss_of_a_certain_mistake_is_finite():
     assert torch.isfinite(PresenceLoss(coding)(wrong, right, right, torch.zeros(1))[0])
 
 
+def clean_label_loss(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return CleanLabelLoss()(output, clean)
+
+
+def presence_loss(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return PresenceLoss(LabelCoding([1]))(output, clean, clean, torch.zeros(1))[0]
+
+
+@pytest.mark.parametrize("loss, coding", [(clean_label_loss, "classes"), (presence_loss, "channels")])
+def test_voxels_that_nobody_judged_count_in_no_term(loss, coding):
+    label = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).reshape(1, 1, 2, 2)
+    encode, nobody = LabelCoding([1], coding).encode, torch.full_like(label, -1)
+    clean = encode(torch.cat([label, nobody], dim=2))
+    output = (1.8 * torch.rand_like(clean) - 0.9).requires_grad_()
+    value = loss(output, clean)
+    torch.testing.assert_close(value, loss(output[:, :, :2], encode(label)))
+    (gradient,) = torch.autograd.grad(value, output)
+    assert (gradient[:, :, 2:] == 0).all() and (gradient[:, :, :2] != 0).all()
+    assert torch.isfinite(loss(torch.zeros_like(encode(nobody)), encode(nobody)))
+
+
 def test_absolute_error():
     output, target = torch.tensor([[[1.0, 5.0]], [[0.0, 0.0]]]), torch.tensor([[[2.0, 2.0]], [[1.0, 0.0]]])
     loss, each = AbsoluteErrorLoss()(output, target, target, torch.zeros(2))

@@ -243,6 +243,19 @@ def test_roll_out_equals_the_samplers_path():
     torch.testing.assert_close(result[::2], expected, atol=1e-5, rtol=0)
 
 
+def test_voxels_that_nobody_judged_train_nothing_and_are_no_matter_for_a_discriminator():
+    denoiser, discriminator = networks()
+    alone = trainer(denoiser, None, attention="none")
+    clean = LabelCoding([1, 2], "classes").encode(torch.tensor([[0, 1], [2, -1]]).reshape(1, 1, 2, 2))
+    estimate = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    alone._denoiser_loss(estimate, clean, torch.ones(1, 1, 2, 2)).backward()
+    assert (estimate.grad[..., 1, 1] == 0).all() and (estimate.grad[..., 0, :] != 0).all()
+    both = trainer(denoiser, discriminator)
+    item = {"image": torch.rand(1, 1, 8, 8), "label": torch.full((1, 1, 8, 8), -1.0)}
+    with pytest.raises(InputError, match="voxels to be ignored, but the discriminator compares whole label maps"):
+        both._iteration(both, item)
+
+
 def test_attention_without_a_discriminator_is_refused():
     denoiser, _ = networks()
     with pytest.raises(InputError, match="needs a discriminator"):

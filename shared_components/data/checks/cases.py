@@ -34,6 +34,7 @@ def check_case(
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     spatial_dims: int = 3,
     channel: int | None = None,
+    ignored: int | None = None,
 ) -> list[Finding]:
     """Check the files of one case, reading each once and in blocks; a missing label is no finding here.
 
@@ -49,11 +50,13 @@ def check_case(
         spatial_dims: 3 for volumes, 2 for pictures and other 2-D images.
         channel: the one that a model of one channel is shown, of files with several; ``None`` where it must be the
             only one.
+        ignored: label value of the voxels that nobody judged.
 
     Returns:
         Errors, warnings and notes, in the order of the files; empty if all is well.
     """
-    return _checked(case, allowed_values(labels), num_channels, affine_tolerance, spatial_dims, channel).findings
+    allowed = allowed_values(labels)
+    return _checked(case, allowed, num_channels, affine_tolerance, spatial_dims, channel, ignored).findings
 
 
 def _checked(
@@ -63,8 +66,9 @@ def _checked(
     affine_tolerance: float,
     spatial_dims: int,
     channel: int | None,
+    ignored: int | None,
 ) -> _CaseCheck:
-    check = _CaseCheck(case, affine_tolerance, spatial_dims)
+    check = _CaseCheck(case, affine_tolerance, spatial_dims, ignored)
     channels = [check.image(path) for path in case.images]
     found = [number for number in channels if number]
     if channel is None:
@@ -81,10 +85,12 @@ def _checked(
 class _CaseCheck:
     """Collects what is found in the files of one case."""
 
-    def __init__(self, case: Case, affine_tolerance: float, spatial_dims: int) -> None:
+    def __init__(self, case: Case, affine_tolerance: float, spatial_dims: int, ignored: int | None) -> None:
         self.case = case
         self.tolerance = affine_tolerance
         self.spatial_dims = spatial_dims
+        self.ignored = ignored
+        self.num_ignored, self.num_labelled = 0, 0  # voxels of the label map: not judged, and all
         self.first: tuple[Path, Grid] | None = None
         self.findings: list[Finding] = []
         self.values: frozenset[int] | None = None  # of the label map, if it can be read
@@ -152,6 +158,8 @@ class _CaseCheck:
             return
         grid, num_channels, scan = content
         if path == self.case.label:
+            self.num_labelled = scan.values.total()
+            self.num_ignored = scan.values.pop(self.ignored, 0)
             self.values = frozenset(scan.values)
         self._compare(path, grid, "label_grid")
         if num_channels > 1:
@@ -174,7 +182,8 @@ class _CaseCheck:
             expected = "whole numbers from 0" if allowed is None else ", ".join(map(str, sorted(allowed)))
             self._add("error", path, f"unknown label values {some}{more}; expected {expected}", "label_values")
         elif not scan.num_fractional and not any(value > 0 for value in scan.values):
-            self._add("warning", path, "empty mask: no voxel is labelled", "empty_mask")
+            others = "" if scan.values else ", all are to be ignored"
+            self._add("warning", path, f"empty mask: no voxel is labelled{others}", "empty_mask")
 
     def _scan(self, path: Path, is_label: bool) -> tuple[Grid, int, ValueScan] | None:
         try:
@@ -252,7 +261,7 @@ def check_cases(
 
     def one(case: Case) -> _CaseCheck:
         expected = None if case.id in incomplete or either else num_channels or len(folder.channels)
-        return _checked(case, wanted, expected, affine_tolerance, spatial_dims, channel)
+        return _checked(case, wanted, expected, affine_tolerance, spatial_dims, channel, folder.ignored)
 
     workers = max(1, num_workers or min(8, os.cpu_count() or 1))
     progress = partial(tqdm, total=len(cases), desc="checking", unit="case", disable=len(cases) <= _PROGRESS_FROM)
@@ -260,7 +269,7 @@ def check_cases(
         checks = list(progress(pool.map(one, cases)))
     values = [check.values for check in checks if check.values is not None]
     found = [finding for check in checks for finding in check.findings]
-    return known + found + _absent_labels(folder, labels, values)
+    return known + found + _absent_labels(folder, labels, values) + _ignored_voxels(folder, checks)
 
 
 def _absent_labels(folder: CaseFolder, labels: Labels, values: list[frozenset[int]]) -> list[Finding]:
@@ -275,6 +284,18 @@ def _absent_labels(folder: CaseFolder, labels: Labels, values: list[frozenset[in
         for name, value in labels.items()
         if value and value not in present
     ]
+
+
+def _ignored_voxels(folder: CaseFolder, checks: list[_CaseCheck]) -> list[Finding]:
+    """Return a note of how many voxels nobody judged."""
+    if folder.ignored is None:
+        return []
+    of_case = [check for check in checks if check.num_labelled]
+    share = sum(check.num_ignored for check in of_case) / max(1, sum(check.num_labelled for check in of_case))
+    count = sum(check.num_ignored > 0 for check in of_case)
+    text = f"{share:.3g} of the voxels have the label {folder.ignored} (ignore), in {count} of {len(of_case)} masks"
+    text += ": no loss and no score counts them"
+    return [Finding("note", "", str(folder.root), text, "ignored_voxels")]
 
 
 def check_folder(
@@ -335,21 +356,20 @@ def _said_once(folder: CaseFolder, findings: list[Finding]) -> list[Finding]:
 
 
 def label_conflicts(folder: CaseFolder, labels: Labels) -> list[Finding]:
-    """Find label names to which ``dataset.json`` gives another value than the model does."""
-    if not isinstance(labels, Mapping):
-        return []
+    """Find label names to which ``dataset.json`` gives another value than the model does, and labels of the model that
+    are to be ignored.
+    """
     own = {name.lower(): value for name, value in folder.label_names.items()}
-    return [
-        Finding(
-            "error",
-            "",
-            str(folder.root / "dataset.json"),
-            f"label '{name}' has the value {own[name.lower()]}, in the model it is {value}; renumber",
-            "label_conflict",
-        )
-        for name, value in labels.items()
+    texts = [
+        f"label '{name}' has the value {own[name.lower()]}, in the model it is {value}; renumber"
+        for name, value in (labels.items() if isinstance(labels, Mapping) else ())
         if own.get(name.lower(), value) != value
     ]
+    if folder.ignored is not None and folder.ignored in (allowed_values(labels) or ()):
+        text = f"the value {folder.ignored} is to be ignored, but the model has it as a label; take it out of labels"
+        texts.append(text)
+    file = str(folder.root / "dataset.json")
+    return [Finding("error", "", file, text, "label_conflict") for text in texts]
 
 
 def all_masks_empty(folder: CaseFolder, train_ids: list[str], findings: list[Finding]) -> list[Finding]:

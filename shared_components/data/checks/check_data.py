@@ -174,6 +174,7 @@ def _report(
         "num_usable": num_usable,
         "channels": list(folder.channels),
         "labels": folder.label_names,
+        "ignored_label": folder.ignored,
         "label_column": folder.label_column,
         "split": sections(folder) if folder.labelled or slices else None,
         "classes": class_counts(slices) if slices else None,

@@ -16,6 +16,7 @@ from shared_components.data.formats.files import NIFTI_SUFFIXES, label_stem
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import LabelledSlices
+from shared_components.data.layouts.dataset_json import IGNORED
 from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError
 
@@ -79,8 +80,10 @@ def write_checked_folder(
     if folder.channels_named:
         key = "channel_names" if several else "modality"
         content[key] = {str(number): name for number, name in enumerate(folder.channels)}
-    if folder.label_names:
-        content["labels"] = {"0": "background", **{str(value): name for name, value in folder.label_names.items()}}
+    names = {str(value): name for name, value in folder.label_names.items()}
+    names |= {} if folder.ignored is None else {str(folder.ignored): IGNORED}
+    if names:
+        content["labels"] = {"0": "background", **names}
     _write(target / "dataset.json", content)
 
 

@@ -31,6 +31,8 @@ def overview(folder: CaseFolder, divided: bool = False) -> dict[str, str]:
         told["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
     if folder.labelled:
         told["labels"] = labels or "not named; every whole number from 0 is accepted"
+        if folder.ignored is not None:
+            told["labels"] += f"; {folder.ignored} is ignored"
     if folder.labelled or divided:
         parts = sections(folder)
         counts = ", ".join(f"{section} {len(ids)}" for section, ids in parts.items())

@@ -115,6 +115,17 @@ class Annotation:
         return self.path
 
 
+@dataclass(frozen=True)
+class PartlyLabelled:
+    """A label map in which a value marks the voxels that nobody judged."""
+
+    path: str
+    ignored: int
+
+    def __str__(self) -> str:
+        return self.path
+
+
 class AnnotationReader(PictureReader):
     """Draws one annotation."""
 

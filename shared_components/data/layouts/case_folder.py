@@ -73,6 +73,8 @@ class CaseFolder:
         patient_rule: what says so, for people; empty if every case is taken for a patient of its own.
         patient_pattern: the pattern that says so, if one does (`shared_components.data.layouts.split.group_patients`).
         fold, num_folds: which part of what is not tested validates (`shared_components.data.layouts.split.sections`).
+        ignored: label value of the voxels that nobody judged, or ``None``
+            (`shared_components.data.layouts.dataset_json.ignored_value`).
     """
 
     root: Path
@@ -90,6 +92,7 @@ class CaseFolder:
     patient_pattern: str | None = None
     fold: int | None = None
     num_folds: int = 5
+    ignored: int | None = None
 
     @property
     def labelled(self) -> bool:

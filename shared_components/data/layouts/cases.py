@@ -26,6 +26,7 @@ from shared_components.data.layouts.columns import Columns, case_folders, channe
 from shared_components.data.layouts.dataset_json import (
     channel_names,
     chosen_channels,
+    ignored_value,
     label_names,
     read_split,
     refuse_another_order,
@@ -109,6 +110,7 @@ class _Finder:
         self.names = channel_names(channels, self.meta, file)
         self.chosen = chosen_channels(channels, self.meta, file)
         self.label_names = label_names(self.meta, file)
+        self.ignored = ignored_value(self.meta, file)
         self.listing = training_list(self.meta, root, file)
         self.split = read_split(root)
         self.problems: list[Finding] = []
@@ -148,7 +150,7 @@ class _Finder:
         names = self.names or (tuple(f"channel {i}" for i in range(most)) if most > 1 else ("image",))
         named = self.names is not None or most > 1
         found = (self.root, layout, names, self.label_names, cases, unlabelled, self.split, self.problems, named)
-        return CaseFolder(*found, **more)
+        return CaseFolder(*found, ignored=self.ignored, **more)
 
     def _is_msd(self) -> bool:
         return bool(self.listing) or any((self.root / name).is_dir() for name in ("imagesTr", "labelsTr", "imagesTs"))
@@ -184,13 +186,13 @@ class _Finder:
         found = {section: _Finder(part, self.channels).find() for section, part in part_folders(self.root).items()}
         layouts = {section: part.layout for section, part in found.items() if part.cases}
         fitting = layouts.get("train") == "paired" and set(layouts.values()) <= {"paired", "images"}
-        alike = len({tuple(part.label_names.items()) for part in found.values() if part.labelled}) <= 1
+        alike = len({(*part.label_names.items(), part.ignored) for part in found.values() if part.labelled}) <= 1
         return with_part_names(found) if fitting and alike and len(layouts) == len(found) else {}
 
     def _from_parts(self, parts: Mapping[str, CaseFolder]) -> CaseFolder:
         cases, unlabelled, split = joined_cases(parts)
         self.split = self.split or split
-        self.label_names = parts["train"].label_names
+        self.label_names, self.ignored = parts["train"].label_names, parts["train"].ignored
         self.problems += [problem for part in parts.values() for problem in part.problems]
         return self._folder("parts", cases, unlabelled)
 

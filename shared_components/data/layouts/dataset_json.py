@@ -10,6 +10,7 @@ from shared_components.data.formats.files import image_stem, read_json_object
 from shared_components.errors import InputError
 
 SECTIONS = ("train", "validation", "test")
+IGNORED = "ignore"
 SECTION_KEYS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
@@ -69,26 +70,53 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     """Return name to value of the labels but the background, from either MSD's or nnU-Net's form.
 
     MSD writes ``{"0": "background", "1": "anterior"}``, nnU-Net v2 ``{"background": 0, "anterior": 1}``. nnU-Net's
-    regions, ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``, name no single value: with them no label is named.
+    regions, ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``, name no single value: with them no label is named. Its
+    ``ignore`` is no label either (`ignored_value`).
 
     Raises:
         InputError: a label's value is no whole number, or one of a region's is not.
     """
-    labels = meta.get("labels", {})
-    if not isinstance(labels, dict):
-        raise InputError(f'{file}: "labels" must be an object such as {{"0": "background", "1": "tumour"}}')
+    labels = _label_items(meta, file)
     regions = [(name, value) for name, value in labels.items() if isinstance(value, list)]
     if regions:
         for name, values in regions:
             for value in values:
                 _integer(value, f"a value of region '{name}'", file)
         return {}
-    names: dict[str, int] = {}
+    names = {name: _integer(value, f"the value of label '{name}'", file) for name, value in labels.items()}
+    return {name: number for name, number in names.items() if number != 0 and name.lower() != IGNORED}
+
+
+def ignored_value(meta: dict[str, Any], file: Path) -> int | None:
+    """Return the value of the voxels that nobody judged, nnU-Net's label ``ignore``, or ``None`` if there are none.
+
+    They take no part in a loss or in a score, and no model predicts them.
+
+    Raises:
+        InputError: the value is no whole number above 0, or another label's too.
+    """
+    labels = _label_items(meta, file)
+    name = next((name for name in labels if name.lower() == IGNORED), None)
+    if name is None:
+        return None
+    value = _integer(labels.pop(name), f"the value of label '{name}'", file)
+    others = [number for other in labels.values() for number in (other if isinstance(other, list) else [other])]
+    if value < 1 or str(value) in map(str, others):
+        raise InputError(f"{file}: label '{name}' has the value {value}; expected one above 0 that no other label has")
+    return value
+
+
+def _label_items(meta: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return name to value, or to the values of a region, of all labels."""
+    labels = meta.get("labels", {})
+    if not isinstance(labels, dict):
+        raise InputError(f'{file}: "labels" must be an object such as {{"0": "background", "1": "tumour"}}')
+    named = {}
     for key, value in labels.items():
         msd_form = isinstance(value, str) and not value.lstrip("-").isdigit()
         name, number = (value, key) if msd_form else (key, value)
-        names[str(name)] = _integer(number, f"the value of label '{name}'", file)
-    return {name: number for name, number in names.items() if number != 0}
+        named[str(name)] = number
+    return named
 
 
 def training_list(meta: dict[str, Any], root: Path, file: Path) -> list[tuple[Path, Path | None]]:

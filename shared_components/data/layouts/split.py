@@ -11,6 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from shared_components.data.formats.files import UnusableImage
+from shared_components.data.formats.scan import scan_values
+from shared_components.data.formats.volumes import open_volume
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.layouts.lung_folds import published_lung_split
@@ -159,7 +162,7 @@ def find_leaks(folder: CaseFolder) -> list[Finding]:
 
     Two image files have the same content if their bytes are the same, after decompression where compressed.
     Only files that agree in a short fingerprint (size and first bytes, or gzip's own checksum) are read
-    whole.
+    whole. Images of one value, such as empty slices or a sequence that was not taken, tell nothing of each other.
     """
     leaks = []
     listed: dict[str, str] = {}
@@ -205,7 +208,18 @@ def _same_images(cases: list[Case]) -> Iterator[list[tuple[Case, Path]]]:
     """Yield groups of two or more image files with the same content."""
     files = [(case, path) for case in cases for path in case.images]
     for group in _groups(files, _fingerprint):
-        yield from _groups(group, _digest)
+        yield from (twins for twins in _groups(group, _digest) if not _is_constant(twins[0][1]))
+
+
+def _is_constant(path: Path) -> bool:
+    for spatial_dims in (3, 2):
+        try:
+            with open_volume(path, spatial_dims) as volume:
+                scan = scan_values(volume)
+        except UnusableImage:
+            continue
+        return len(scan.constant_channels()) == len(scan.ranges)
+    return False
 
 
 def _groups(files: list[tuple[Case, Path]], key: Callable[[Path], object]) -> Iterator[list[tuple[Case, Path]]]:

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from shared_components.data.datalists import datalist
@@ -18,7 +19,7 @@ from shared_components.data.layouts.split import (
     sections,
 )
 from shared_components.errors import InputError
-from tests.data.folders import case_names, msd_folder, save, some_image, some_label
+from tests.data.folders import case_names, msd_folder, save, save_picture, some_image, some_label
 
 
 def test_without_a_split_every_fifth_is_test_and_every_eighth_of_the_rest_validation(tmp_path):
@@ -81,6 +82,18 @@ def test_the_same_image_in_two_sections_leaks_and_within_one_is_a_warning(tmp_pa
     assert "case_00" in found["case_04"].message and "'test'" in found["case_04"].message
     assert (found["case_02"].level, found["case_02"].kind) == ("warning", "duplicate_image")
     assert len(found) == 2
+
+
+def test_images_of_one_value_leak_nothing(tmp_path):
+    """Empty slices of two patients, or a sequence that neither has, are alike in every byte."""
+    msd_folder(tmp_path, case_names(10))
+    for case in ("case_00", "case_01", "case_04"):
+        save(tmp_path / "imagesTr" / f"{case}.nii.gz", np.zeros((6, 5, 4), np.float32))
+    assert find_leaks(find_cases(tmp_path)) == []
+    for number in (0, 4):
+        save_picture(tmp_path / "pictures" / "images" / f"{number}.png", np.full((5, 4, 3), 9, np.uint8))
+        save_picture(tmp_path / "pictures" / "masks" / f"{number}.png", np.zeros((5, 4), np.uint8))
+    assert find_leaks(find_cases(tmp_path / "pictures")) == []
 
 
 def test_recompressing_hides_no_leak(tmp_path):
