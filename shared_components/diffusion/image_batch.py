@@ -18,6 +18,7 @@ from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 
 _GOLDEN = 0.6180339887498949
+_LEAST_FIXED = 8  # images of a validation batch, for their timesteps to span the schedule
 
 
 class ImageDenoisingPrepareBatch(PrepareBatch):
@@ -29,7 +30,8 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
 
     Timesteps, noise and ablation come from torch's global generators, so that they are drawn afresh at every call and
     `EpochSeeder` makes them repeatable; or, for a validation, are ``fixed``: always the same for the same batch, with
-    timesteps spread evenly over the schedule and without ablation.
+    timesteps spread evenly over the schedule and without ablation. A batch of fewer than 8 images is repeated for it,
+    so that each is seen at several timesteps.
 
     Args:
         scheduler: MONAI scheduler with the training schedule.
@@ -81,6 +83,9 @@ class ImageDenoisingPrepareBatch(PrepareBatch):
         exchanged = {"image": batchdata["label"], "label": batchdata["image"]}
         label, image = condition_and_label(exchanged, self.num_adjacent_slices, device, non_blocking)
         label, image = (pad_to_multiple(item, self.multiple)[0] for item in (label, image.float()))
+        if self.fixed:
+            times = -(-_LEAST_FIXED // len(image))
+            label, image = (item.repeat(times, 1, 1, 1) for item in (label, image))
         clean = (2 * image - 1).contiguous()
         timesteps, weights, noise = self._fixed(clean) if self.fixed else self.noise.draw(clean)
         noisy, target = self.noise.apply(clean, timesteps, noise)

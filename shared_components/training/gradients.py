@@ -7,12 +7,13 @@ from monai.engines import IterationEvents
 from torch import nn
 
 from shared_components.errors import InputError
+from shared_components.training.accumulation import has_stepped
 
 
 class ClipGradientNorm:
     """Scale the gradients down where their norm over all parameters is above a bound.
 
-    For a `SupervisedTrainer` without gradient scaling (``amp`` off, or bfloat16 inside the inferer).
+    Gradients that are accumulated over several batches are clipped once, as a whole, before the optimiser's step. For a `SupervisedTrainer` without gradient scaling (``amp`` off, or bfloat16 inside the inferer).
 
     Args:
         network: whose gradients.
@@ -34,5 +35,5 @@ class ClipGradientNorm:
 
     def __call__(self, engine: Engine) -> None:
         """Clip."""
-        if self.max_norm is not None:
+        if self.max_norm is not None and has_stepped(engine):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)

@@ -68,11 +68,25 @@ def test_a_validation_is_always_the_same() -> None:
     assert counts.min() >= 7 and abs(first[1]["target"].std() - 1) < 0.1
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_validation_of_single_pictures_spans_the_schedule(count: int) -> None:
+    """Batches of one would all be seen at the middle timestep, under one and the same noise."""
+    prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), fixed=True)
+    noisy, targets, (timesteps, condition), _ = prepare(batch(count))
+    assert torch.histc(timesteps.float(), 4, 0, 1000).min() >= 1 and len(timesteps) == {1: 8, 3: 9}[count]
+    level = scheduler().alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    noise = (noisy - level.sqrt() * targets["clean"]) / (1 - level).sqrt()
+    assert torch.allclose(noise, targets["target"], atol=1e-4) and len(torch.unique(noise[:, 0, 0, 0])) == len(noisy)
+    for index in range(len(noisy)):
+        assert torch.equal(targets["clean"][index], 2 * batch(count)["image"][index % count] - 1)
+        assert torch.equal(condition[index], MaskEncoding([1, 2])(batch(count)["label"])[index % count])
+
+
 def test_whole_images_are_padded_to_what_the_network_takes() -> None:
     prepare = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]), multiple=8, fixed=True)
-    noisy, targets, (_, condition), _ = prepare(batch(2, 6, 9, 3))
-    assert noisy.shape == targets["clean"].shape == (6, 1, 8, 16) and condition.shape == (6, 2, 8, 16)
-    assert torch.equal(targets["clean"][:3, 0, 1:7, 3:12], (2 * batch(2, 6, 9, 3)["image"][0, 0] - 1).permute(2, 0, 1))
+    noisy, targets, (_, condition), _ = prepare(batch(2, 6, 9, 4))
+    assert noisy.shape == targets["clean"].shape == (8, 1, 8, 16) and condition.shape == (8, 2, 8, 16)
+    assert torch.equal(targets["clean"][:4, 0, 1:7, 3:12], (2 * batch(2, 6, 9, 4)["image"][0, 0] - 1).permute(2, 0, 1))
 
 
 def test_training_without_a_condition() -> None:

@@ -24,6 +24,19 @@ def test_a_step_is_no_longer_than_the_bound(max_norm: float | None, moved: float
     assert float(10 - network.weight) == pytest.approx(moved, rel=1e-4)
 
 
+def test_accumulated_gradients_are_clipped_as_a_whole() -> None:
+    """The first batch's gradient alone is above the bound; the mean of both is not, and so is left as it is."""
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.zero_()
+    batches = [{"image": torch.ones(1, 1), "label": torch.full((1, 1), value)} for value in (4.0, -3.0)]
+    trainer = SupervisedTrainer(
+        torch.device("cpu"), 1, batches, network, torch.optim.SGD(network.parameters(), 1.0), nn.MSELoss(),
+        train_handlers=[ClipGradientNorm(network, 1.0)], decollate=False, accumulation_steps=2,
+    )  # fmt: skip
+    trainer.run()
+    assert float(network.weight) == pytest.approx(1.0)  # mean gradient (-8 + 6) / 2
+
+
 def test_a_bound_is_positive() -> None:
     with pytest.raises(InputError, match="max_norm must be positive.*not 0"):
         ClipGradientNorm(nn.Linear(1, 1), 0)
