@@ -81,6 +81,7 @@ class ReverseProcess(nn.Module):
                 "prediction_type is 'epsilon', but the schedule leaves no signal at its last timestep, where noise "
                 "tells nothing of the clean map; choose 'v_prediction' or 'sample'"
             )
+        self.sampler = sampler
         self.num_inference_steps: int = len(table.timesteps)
         self.stochastic: bool = bool((table.coefficients[:, 2] > 0).any())
         self.multistep: bool = bool((table.coefficients[:, 3] != 0).any())
