@@ -12,7 +12,7 @@ from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
-from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
+from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.errors import InputError, out_of_memory
 
@@ -228,7 +228,7 @@ class DiffusionSegmenter(nn.Module):
     def _fuse(self, views: List[Tensor]) -> Tensor:
         """One prediction (B, C, *spatial) of what `_segment_slices` returned for each view."""
         if self.combine == "staple":
-            fused = combine_members(torch.cat(views), "staple")
+            fused = staple_classes(torch.cat(views)[:, :, 0], self.num_classes)
         else:
             fused = torch.zeros_like(views[0][0])
             for index, view in enumerate(views):
@@ -243,7 +243,8 @@ class DiffusionSegmenter(nn.Module):
         """Segment slices (N, K, H, W), ``depth`` of them a case, by the members ``first``, ``first + stride``, ...
 
         Returns:
-            Probabilities (M, N, C, H, W) of the members for STAPLE, which looks at whole images; else combined (M = 1).
+            For STAPLE, which looks at whole images, the members' classes (M, N, 1, H, W) uint8; else their combined
+            probabilities (1, N, C, H, W).
         """
         condition, (top, left) = pad_to_multiple(slices.float(), self.downsampling)
         window = (top, left, slices.shape[2], slices.shape[3])
@@ -256,9 +257,10 @@ class DiffusionSegmenter(nn.Module):
             members = self._members(chunk, where, member, stride, window)
             if not torch.jit.is_scripting():
                 self._keep_slices(members)
-            if self.combine != "staple":
-                members = combine_members(members, self.combine).unsqueeze(0)
-            parts.append(members)
+            if self.combine == "staple":
+                parts.append(members.argmax(dim=2, keepdim=True).to(torch.uint8))
+            else:
+                parts.append(combine_members(members, self.combine).unsqueeze(0))
         return torch.cat(parts, dim=1)
 
     def _members(
