@@ -7,9 +7,11 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from shared_components.diffusion.saliency_masks import SaliencyMask
-from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.errors import InputError
+
+_SLICES_AT_ONCE = 32  # that the gate is asked about and whose maps are held, all draws', so that no volume is too deep
 
 
 class SaliencyNetwork(nn.Module):
@@ -110,9 +112,11 @@ class SaliencyNetwork(nn.Module):
         """Return the gate's probability (N,) that slices (N, K, H, W) show the object; 1 without a gate."""
         if not self.gated:
             return torch.ones(slices.shape[0], device=slices.device)
-        padded, _ = pad_to_multiple(slices, self.downsampling)
+        # a trace would keep the number of the parts
+        parts = [slices] if torch.jit.is_tracing() else slices.split(images_per_call(_SLICES_AT_ONCE, slices))
         with torch.no_grad():
-            logits = self.gate_logits(padded).float()
+            said = [self.gate_logits(pad_to_multiple(part, self.downsampling)[0]) for part in parts]
+        logits = torch.cat(said).float()
         return torch.sigmoid(logits[:, self.positive_class] - logits[:, self.negative_class])
 
     def gate_logits(self, slices: Tensor) -> Tensor:
@@ -130,8 +134,9 @@ class SaliencyNetwork(nn.Module):
             return probability * open_.reshape(-1, 1, 1, 1), saliency, None
         probability, saliency = torch.zeros_like(slices[:, :1]), torch.zeros_like(slices[:, :1])
         members = torch.zeros_like(slices[:, :1]).repeat(1, self.num_samples, 1, 1) if draws else None
-        chosen = open_.nonzero()[:, 0]
-        if len(chosen):
+        for chosen in open_.nonzero()[:, 0].split(_SLICES_AT_ONCE):
+            if len(chosen) == 0:
+                break
             probability[chosen], saliency[chosen], of_draws = self._masked(slices[chosen], position[chosen], draws)
             if members is not None:
                 members[chosen] = of_draws.to(members.dtype)
