@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.saliency_masks import SaliencyMask
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice, check_count
 
 _SLICES_AT_ONCE = 32  # that the gate is asked about and whose maps are held, all draws', so that no volume is too deep
 
@@ -52,8 +52,7 @@ class SaliencyNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_count("num_samples", num_samples)
-        if combine not in COMBINE_CHOICES:
-            raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
+        check_choice("combine", combine, COMBINE_CHOICES)
         if not 0 < gate_threshold < 1:
             raise InputError(f"gate_threshold must lie between 0 and 1, not {gate_threshold}")
         self.gate = gate
@@ -155,13 +154,3 @@ class SaliencyNetwork(nn.Module):
             return self.mask(mean, slices), saliency, alone
         both = torch.cat([1 - members, members], dim=2)
         return combine_members(both, self.combine)[:, 1:], saliency, alone
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse what is no whole number of at least 1.
-
-    Raises:
-        InputError: it is not; ``name`` is told.
-    """
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -14,7 +14,7 @@ from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
-from shared_components.errors import InputError, out_of_memory
+from shared_components.errors import InputError, check_choice, check_count, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,10 @@ class DiffusionSegmenter(nn.Module):
         **process_options: Any,
     ) -> None:
         super().__init__()
-        _check_count("num_samples", num_samples)
-        _check_count("max_batch_size", max_batch_size)
-        if combine not in COMBINE_CHOICES:
-            raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
-        if decision not in DECISIONS:
-            raise InputError(f"decision must be one of {', '.join(DECISIONS)}, not {decision!r}")
+        check_count("num_samples", num_samples)
+        check_count("max_batch_size", max_batch_size)
+        check_choice("combine", combine, COMBINE_CHOICES)
+        check_choice("decision", decision, DECISIONS)
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
         if not mirror_axes or not set(mirror_axes) <= {0, 1} or len(set(mirror_axes)) < len(mirror_axes):
@@ -143,7 +141,7 @@ class DiffusionSegmenter(nn.Module):
     @torch.jit.unused
     def set_sampling(self, num_samples: int, num_inference_steps: Optional[int]) -> None:
         """Change the ensemble members and the reverse steps; see the class for the values and the errors."""
-        _check_count("num_samples", num_samples)
+        check_count("num_samples", num_samples)
         self.process = self._process(num_inference_steps)
         self.num_samples = num_samples
 
@@ -336,11 +334,6 @@ class DiffusionSegmenter(nn.Module):
 def _chosen(features: List[List[Tensor]], part: int, view: Tensor) -> Tensor:
     """One part of the features of several views (each (N, ...)), for a view per member: (M * N, ...)."""
     return torch.stack([of_view[part] for of_view in features])[view].flatten(0, 1)
-
-
-def _check_count(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def schedule_difference(found: Optional[Tensor], expected: Tensor) -> str:
