@@ -86,7 +86,7 @@ class TrainingReportHandler:
         output = output[0] if isinstance(output, (list, tuple)) and output else output
         for key in self.output_keys:
             if isinstance(output, Mapping) and key in output:
-                self._sums[key].append(float(torch.as_tensor(output[key]).float().mean()))
+                self._sums[key].append(float(torch.as_tensor(output[key]).detach().float().mean()))
 
     def _collect_validation(self, evaluator: Engine, trainer: Engine) -> None:
         row = self._history.setdefault(trainer.state.epoch, {"epoch": trainer.state.epoch})

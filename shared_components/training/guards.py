@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from ignite.engine import Engine, Events
 
 from shared_components.errors import InputError
@@ -30,7 +31,7 @@ class StopOnNonFinite:
             InputError: a value is not finite.
         """
         for key in self.keys:
-            value = engine.state.output.get(key, 0.0)
+            value = float(torch.as_tensor(engine.state.output.get(key, 0.0)).detach())
             if not math.isfinite(value):
                 raise InputError(
                     f"{key} is {value} at epoch {engine.state.epoch}, iteration {engine.state.iteration}"
