@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 # what a package is called where it is installed, if not as it is imported
@@ -16,6 +16,18 @@ class InputError(ValueError):
 
     The message is one line that names the file or key, the value found, the value expected and the remedy.
     """
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `InputError` unless ``value`` is one of ``choices``, which the message lists."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `InputError` unless ``value`` is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:

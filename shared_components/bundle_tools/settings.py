@@ -340,8 +340,13 @@ def _configuration(arguments: list[str]) -> dict[str, Any]:
 
 
 def bfloat16_pays() -> bool:
-    """Whether mixed precision is faster here: on CUDA, and on processors that calculate in bfloat16."""
-    return torch.cuda.is_available() or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    """Whether mixed precision is faster here: on GPUs and processors that calculate in bfloat16.
+
+    GPUs from before Ampere (V100, T4, RTX 20) only imitate it, which is slower than single precision.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def in_monai_label() -> bool:

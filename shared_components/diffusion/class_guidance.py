@@ -28,16 +28,16 @@ def log_probability_gradient(classifier: nn.Module, noisy: Tensor, timesteps: Te
 def guidance_weight(process: ReverseProcess, step: int, output: Tensor, noisy: Tensor) -> Tensor:
     """Return by how much a step moves for a log-probability gradient of 1: a number, or as ``noisy``.
 
-    A stochastic step moves its mean by the variance (Dhariwal and Nichol 2021, algorithm 1). A deterministic one
-    (algorithm 2) subtracts sqrt(1 - abar) times the gradient from the noise, which belongs to the clipped clean
-    estimate; the clean estimate that follows is not clipped again. Both move the next state by this weight times scale
-    times gradient, so the step itself need not know of it.
+    An ancestral step moves its mean by the variance (Dhariwal and Nichol 2021, algorithm 1). One of DDIM (algorithm 2),
+    with an eta of its own or without, subtracts sqrt(1 - abar) times the gradient from the noise, which belongs to the
+    clipped clean estimate; the clean estimate that follows is not clipped again. Both move the next state by this
+    weight times scale times gradient, so the step itself need not know of it.
 
     Args:
         process: of noise prediction.
         step, output, noisy: as in `ReverseProcess.forward`.
     """
-    if process.stochastic:
+    if process.sampler == "ddpm":
         return process.deviation(step, output, noisy) ** 2
     of_noisy, of_noise = process.estimate_weights[step]  # 1 / sqrt(abar), -sqrt(1 - abar) / sqrt(abar)
     return process.coefficients[step, 0] * of_noise**2 / of_noisy

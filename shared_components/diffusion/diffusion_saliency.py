@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from shared_components.diffusion.class_guidance import guidance_weight, log_probability_gradient
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import PREDICTION_TYPES, ReverseProcess
-from shared_components.diffusion.saliency_network import SaliencyNetwork, check_count
+from shared_components.diffusion.saliency_network import SaliencyNetwork
 from shared_components.diffusion.segmenter import schedule_difference
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_count
 
 
 def start_timestep(alphas_cumprod: Tensor, signal_level: float) -> int:

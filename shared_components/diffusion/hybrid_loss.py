@@ -15,7 +15,7 @@ from shared_components.diffusion.label_coding import unknown_voxels
 from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.tables import VARIANCE_TYPES, reverse_table
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 OBJECTIVES = ("hybrid", "hybrid_rescaled", "variational")
 CALIBRATION_KINDS = ("mse", "dice_ce")
@@ -55,9 +55,9 @@ class HybridLoss(nn.Module):
         variance_type: str = "fixed_large",
     ) -> None:
         super().__init__()
-        _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        _check_choice("objective", objective, OBJECTIVES)
-        _check_choice("variance_type", variance_type, VARIANCE_TYPES)
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_choice("objective", objective, OBJECTIVES)
+        check_choice("variance_type", variance_type, VARIANCE_TYPES)
         self.learned_variance = learned_variance
         self.objective = objective
         self.variance_type = variance_type
@@ -142,7 +142,7 @@ class CalibrationLoss(nn.Module):
         interval: int | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("kind", kind, CALIBRATION_KINDS)
+        check_choice("kind", kind, CALIBRATION_KINDS)
         published = {"mse": (10.0, 1), "dice_ce": (1.0, 5)}[kind]
         self.kind = kind
         self.weight = published[0] if weight is None else weight
@@ -256,8 +256,3 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 def _per_sample(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

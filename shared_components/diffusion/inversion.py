@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.tables import reverse_table
-from shared_components.errors import InputError
+from shared_components.errors import check_choice
 
 
 class InversionProcess(nn.Module):
@@ -34,8 +34,7 @@ class InversionProcess(nn.Module):
         prediction_type: str = "epsilon",
     ) -> None:
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         table = reverse_table(alphas_cumprod, num_inference_steps, "ddim", spacing)
         whole = not table.timesteps.is_floating_point()
         timesteps = (table.timesteps if whole else table.timesteps.float()).flip(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 
 class TrainingNoise:
@@ -31,8 +31,7 @@ class TrainingNoise:
         timestep_sampler: UniformTimestepSampler | None = None,
         prediction_type: str = "epsilon",
     ) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         self.num_train_timesteps = scheduler.num_train_timesteps
         self.timestep_sampler = timestep_sampler or UniformTimestepSampler(self.num_train_timesteps)
         if self.timestep_sampler.num_train_timesteps != self.num_train_timesteps:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_components.diffusion.tables import ReverseTable, reverse_table
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")  # weights hold a place in this order
 
@@ -65,8 +65,7 @@ class ReverseProcess(nn.Module):
         clip_noisy: Optional[Sequence[float]] = None,
     ) -> None:
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         _check_limits("clip", clip)
         _check_limits("clip_noisy", clip_noisy)
         if dynamic_threshold is not None and (clip is not None or not 0 < dynamic_threshold < 1):
@@ -81,6 +80,7 @@ class ReverseProcess(nn.Module):
                 "prediction_type is 'epsilon', but the schedule leaves no signal at its last timestep, where noise "
                 "tells nothing of the clean map; choose 'v_prediction' or 'sample'"
             )
+        self.sampler = sampler
         self.num_inference_steps: int = len(table.timesteps)
         self.stochastic: bool = bool((table.coefficients[:, 2] > 0).any())
         self.multistep: bool = bool((table.coefficients[:, 3] != 0).any())

@@ -7,9 +7,11 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from shared_components.diffusion.saliency_masks import SaliencyMask
-from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice, check_count
+
+_SLICES_AT_ONCE = 32  # that the gate is asked about and whose maps are held, all draws', so that no volume is too deep
 
 
 class SaliencyNetwork(nn.Module):
@@ -50,8 +52,7 @@ class SaliencyNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_count("num_samples", num_samples)
-        if combine not in COMBINE_CHOICES:
-            raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
+        check_choice("combine", combine, COMBINE_CHOICES)
         if not 0 < gate_threshold < 1:
             raise InputError(f"gate_threshold must lie between 0 and 1, not {gate_threshold}")
         self.gate = gate
@@ -110,9 +111,11 @@ class SaliencyNetwork(nn.Module):
         """Return the gate's probability (N,) that slices (N, K, H, W) show the object; 1 without a gate."""
         if not self.gated:
             return torch.ones(slices.shape[0], device=slices.device)
-        padded, _ = pad_to_multiple(slices, self.downsampling)
+        # a trace would keep the number of the parts
+        parts = [slices] if torch.jit.is_tracing() else slices.split(images_per_call(_SLICES_AT_ONCE, slices))
         with torch.no_grad():
-            logits = self.gate_logits(padded).float()
+            said = [self.gate_logits(pad_to_multiple(part, self.downsampling)[0]) for part in parts]
+        logits = torch.cat(said).float()
         return torch.sigmoid(logits[:, self.positive_class] - logits[:, self.negative_class])
 
     def gate_logits(self, slices: Tensor) -> Tensor:
@@ -130,8 +133,9 @@ class SaliencyNetwork(nn.Module):
             return probability * open_.reshape(-1, 1, 1, 1), saliency, None
         probability, saliency = torch.zeros_like(slices[:, :1]), torch.zeros_like(slices[:, :1])
         members = torch.zeros_like(slices[:, :1]).repeat(1, self.num_samples, 1, 1) if draws else None
-        chosen = open_.nonzero()[:, 0]
-        if len(chosen):
+        for chosen in open_.nonzero()[:, 0].split(_SLICES_AT_ONCE):
+            if len(chosen) == 0:
+                break
             probability[chosen], saliency[chosen], of_draws = self._masked(slices[chosen], position[chosen], draws)
             if members is not None:
                 members[chosen] = of_draws.to(members.dtype)
@@ -150,13 +154,3 @@ class SaliencyNetwork(nn.Module):
             return self.mask(mean, slices), saliency, alone
         both = torch.cat([1 - members, members], dim=2)
         return combine_members(both, self.combine)[:, 1:], saliency, alone
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse what is no whole number of at least 1.
-
-    Raises:
-        InputError: it is not; ``name`` is told.
-    """
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -12,9 +12,9 @@ from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
-from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
+from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
-from shared_components.errors import InputError, out_of_memory
+from shared_components.errors import InputError, check_choice, check_count, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,10 @@ class DiffusionSegmenter(nn.Module):
         **process_options: Any,
     ) -> None:
         super().__init__()
-        _check_count("num_samples", num_samples)
-        _check_count("max_batch_size", max_batch_size)
-        if combine not in COMBINE_CHOICES:
-            raise InputError(f"combine must be one of {', '.join(COMBINE_CHOICES)}, not {combine!r}")
-        if decision not in DECISIONS:
-            raise InputError(f"decision must be one of {', '.join(DECISIONS)}, not {decision!r}")
+        check_count("num_samples", num_samples)
+        check_count("max_batch_size", max_batch_size)
+        check_choice("combine", combine, COMBINE_CHOICES)
+        check_choice("decision", decision, DECISIONS)
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
         if not mirror_axes or not set(mirror_axes) <= {0, 1} or len(set(mirror_axes)) < len(mirror_axes):
@@ -143,7 +141,7 @@ class DiffusionSegmenter(nn.Module):
     @torch.jit.unused
     def set_sampling(self, num_samples: int, num_inference_steps: Optional[int]) -> None:
         """Change the ensemble members and the reverse steps; see the class for the values and the errors."""
-        _check_count("num_samples", num_samples)
+        check_count("num_samples", num_samples)
         self.process = self._process(num_inference_steps)
         self.num_samples = num_samples
 
@@ -228,7 +226,7 @@ class DiffusionSegmenter(nn.Module):
     def _fuse(self, views: List[Tensor]) -> Tensor:
         """One prediction (B, C, *spatial) of what `_segment_slices` returned for each view."""
         if self.combine == "staple":
-            fused = combine_members(torch.cat(views), "staple")
+            fused = staple_classes(torch.cat(views)[:, :, 0], self.num_classes)
         else:
             fused = torch.zeros_like(views[0][0])
             for index, view in enumerate(views):
@@ -243,7 +241,8 @@ class DiffusionSegmenter(nn.Module):
         """Segment slices (N, K, H, W), ``depth`` of them a case, by the members ``first``, ``first + stride``, ...
 
         Returns:
-            Probabilities (M, N, C, H, W) of the members for STAPLE, which looks at whole images; else combined (M = 1).
+            For STAPLE, which looks at whole images, the members' classes (M, N, 1, H, W) uint8; else their combined
+            probabilities (1, N, C, H, W).
         """
         condition, (top, left) = pad_to_multiple(slices.float(), self.downsampling)
         window = (top, left, slices.shape[2], slices.shape[3])
@@ -256,9 +255,10 @@ class DiffusionSegmenter(nn.Module):
             members = self._members(chunk, where, member, stride, window)
             if not torch.jit.is_scripting():
                 self._keep_slices(members)
-            if self.combine != "staple":
-                members = combine_members(members, self.combine).unsqueeze(0)
-            parts.append(members)
+            if self.combine == "staple":
+                parts.append(members.argmax(dim=2, keepdim=True).to(torch.uint8))
+            else:
+                parts.append(combine_members(members, self.combine).unsqueeze(0))
         return torch.cat(parts, dim=1)
 
     def _members(
@@ -334,11 +334,6 @@ class DiffusionSegmenter(nn.Module):
 def _chosen(features: List[List[Tensor]], part: int, view: Tensor) -> Tensor:
     """One part of the features of several views (each (N, ...)), for a view per member: (M * N, ...)."""
     return torch.stack([of_view[part] for of_view in features])[view].flatten(0, 1)
-
-
-def _check_count(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def schedule_difference(found: Optional[Tensor], expected: Tensor) -> str:

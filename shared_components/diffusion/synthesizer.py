@@ -13,7 +13,7 @@ from shared_components.diffusion.mask_encoding import MaskEncoding
 from shared_components.diffusion.sampling import SamplingNetwork, SliceNoise, spherical_interpolation, with_metadata
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.timesteps import noise_levels
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_count
 
 
 class DiffusionSynthesizer(SamplingNetwork):
@@ -76,8 +76,7 @@ class DiffusionSynthesizer(SamplingNetwork):
         process_options.setdefault("recompute_noise", sampler != "ddim")
         options = {"sampler": sampler, "spacing": spacing, "prediction_type": prediction_type, "clip": clip}
         super().__init__(denoiser, scheduler, num_inference_steps, **options, **process_options)
-        if type(max_batch_size) is not int or max_batch_size < 1:
-            raise InputError(f"max_batch_size must be a whole number of at least 1, not {max_batch_size!r}")
+        check_count("max_batch_size", max_batch_size)
         self.mask_encoding = mask_encoding
         self.num_adjacent_slices = num_adjacent_slices
         self.noise = SliceNoise(noise_length)

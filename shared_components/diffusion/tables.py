@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared_components.diffusion.timesteps import noise_levels
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver++")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
@@ -68,8 +68,8 @@ def reverse_table(
     Raises:
         InputError: an unknown name, a value outside its range, or a number of steps that the spacing cannot give.
     """
-    _check_choice("sampler", sampler, SAMPLERS)
-    _check_choice("variance_type", variance_type, VARIANCE_TYPES)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("variance_type", variance_type, VARIANCE_TYPES)
     if not 0 <= eta <= 1:
         raise InputError(f"eta must be in 0..1, not {eta}")
     timesteps, levels = noise_levels(alphas_cumprod, num_inference_steps, spacing)
@@ -119,8 +119,3 @@ def _log_variance(abar: Tensor, previous: Tensor) -> Tensor:
     if previous[-1] == 1:
         smallest[-1] = smallest[-2] if len(abar) > 1 else largest[-1]
     return torch.stack([largest, smallest], dim=1).log()
-
-
-def _check_choice(name: str, value: str, choices: tuple) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

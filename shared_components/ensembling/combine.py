@@ -68,15 +68,35 @@ def _vote_shares(members: Tensor) -> Tensor:
 
 def _staple_classes(members: Tensor) -> Tensor:
     """STAPLE per image and class, one class against the rest, (B, C, *spatial) float32."""
-    count, batch, classes = members.shape[0], members.shape[1], members.shape[2]
+    winners = torch.stack([members[member].argmax(dim=1) for member in range(members.shape[0])])
+    return staple_classes(winners, members.shape[2])
+
+
+def staple_classes(winners: Tensor, classes: int) -> Tensor:
+    """Fuse what the members of an ensemble say by STAPLE, per image and class, one class against the rest. Scripts.
+
+    Args:
+        winners: (M, B, *spatial) class indices, of any integer type; M of 1 to 62.
+        classes: number of classes.
+
+    Returns:
+        (B, classes, *spatial) float32 probabilities that sum to 1 over the classes.
+
+    Raises:
+        ValueError: more than 62 members.
+    """
+    count, batch = winners.shape[0], winners.shape[1]
     if count > 62:
         raise ValueError(f"STAPLE takes 1 to 62 members, not {count}")
-    codes = torch.zeros_like(members[0], dtype=torch.int64)
+    shape = [batch, classes] + list(winners.shape[2:])
+    codes = torch.zeros(shape, dtype=torch.int64, device=winners.device)
+    shares = torch.zeros(shape, dtype=torch.float32, device=winners.device)
     for member in range(count):
-        winner = members[member].argmax(dim=1, keepdim=True)
+        winner = winners[member].to(torch.int64).unsqueeze(1)
         # each class's code gets this member's bit where the class wins
         codes.scatter_add_(1, winner, torch.full_like(winner, 1 << member))
-    posterior = staple_from_codes(codes.reshape(batch * classes, -1), count).reshape(members.shape[1:])
+        shares.scatter_add_(1, winner, torch.ones_like(winner, dtype=torch.float32))
+    posterior = staple_from_codes(codes.reshape(batch * classes, -1), count).reshape(shape)
     total = posterior.sum(dim=1, keepdim=True)
     # every class of a voxel may be improbable to the point of underflow; then the votes decide
-    return torch.where(total > 0, posterior / total.clamp_min(1e-30), _vote_shares(members))
+    return torch.where(total > 0, posterior / total.clamp_min(1e-30), shares / count)

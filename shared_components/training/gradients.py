@@ -13,7 +13,8 @@ from shared_components.training.accumulation import has_stepped
 class ClipGradientNorm:
     """Scale the gradients down where their norm over all parameters is above a bound.
 
-    Gradients that are accumulated over several batches are clipped once, as a whole, before the optimiser's step. For a `SupervisedTrainer` without gradient scaling (``amp`` off, or bfloat16 inside the inferer).
+    Gradients that are accumulated over several batches are clipped once, as a whole, before the optimiser's step. For a
+    `SupervisedTrainer` without gradient scaling (``amp`` off, or bfloat16 inside the inferer).
 
     Args:
         network: whose gradients.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shared_components.bundle_tools.settings import (
+    bfloat16_pays,
     check_settings,
     default_output_dir,
     is_demonstration,
@@ -71,6 +72,16 @@ def test_wrong_values_are_refused(settings, message):
 def test_missing_cuda_is_named():
     with pytest.raises(InputError, match="device is 'cuda:0'.*0 CUDA devices; give --device cpu"):
         check_settings(device="cuda:0")
+
+
+@pytest.mark.parametrize("calculates", [True, False])
+def test_mixed_precision_is_for_gpus_that_calculate_in_bfloat16(monkeypatch, calculates):
+    """torch counts a GPU that imitates bfloat16, slower than float32, among those that support it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or calculates
+    )
+    assert bfloat16_pays() is calculates
 
 
 def test_right_values_pass(tmp_path):

@@ -10,7 +10,8 @@ from torch import nn
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedule
 from shared_components.diffusion.inferers import SamplingInferer
 from shared_components.diffusion.segmenter import DiffusionSegmenter
-from shared_components.ensembling import weigh_by_expected_dice
+from shared_components.diffusion.slices import volume_to_slices
+from shared_components.ensembling import combine_members, weigh_by_expected_dice
 from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
 
@@ -49,6 +50,17 @@ def test_result_does_not_depend_on_chunks(combine):
     for size in (1, 3, 7):
         part = segmenter(max_batch_size=size, **options)(VOLUME)
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+
+
+def test_staple_fuses_the_members_votes_and_keeps_one_byte_of_each():
+    """A float for every class, member and voxel of a volume is gigabytes."""
+    network = segmenter(num_samples=4, combine="staple")
+    network.keep_members = True
+    found = network(VOLUME)
+    votes = nn.functional.one_hot(network.member_labels.long(), 3).movedim(-1, 2).float()
+    torch.testing.assert_close(found, combine_members(votes, "staple"))
+    kept = network._segment_slices(volume_to_slices(VOLUME, 1), VOLUME.shape[4], 0, 1)
+    assert kept.numel() * kept.element_size() == 4 * VOLUME.numel()
 
 
 @pytest.mark.parametrize("combine", ["mean", "staple"])

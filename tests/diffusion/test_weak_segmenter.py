@@ -170,12 +170,11 @@ def test_two_branches_make_the_gradient_of_the_margin():
     assert float((difference - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_guided_step_by_hand(sampler):
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.3), ("ddpm", 0.0)])
+def test_a_guided_step_by_hand(sampler, eta):
     """DDIM rebuilds the clean estimate from the shifted noise and does not clip it again; DDPM moves its mean."""
-    process = ReverseProcess(
-        levels(1000)[:400], sampler=sampler, prediction_type="epsilon", clip=(-1, 1), variance_type="fixed_large"
-    )
+    options = {"prediction_type": "epsilon", "clip": (-1, 1), "variance_type": "fixed_large", "eta": eta}
+    process = ReverseProcess(levels(1000)[:400], sampler=sampler, **options)
     generator = torch.Generator().manual_seed(1)
     state, noise, gradient = (torch.randn(1, 1, 6, 6, generator=generator) for _ in range(3))
     a, previous = (float(level) for level in (levels(1000)[399], levels(1000)[398]))
@@ -186,8 +185,9 @@ def test_a_guided_step_by_hand(sampler):
     clean = ((state - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1)
     shifted = (state - a**0.5 * clean) / (1 - a) ** 0.5 - 3 * (1 - a) ** 0.5 * gradient
     rebuilt = (state - (1 - a) ** 0.5 * shifted) / a**0.5
-    expected = previous**0.5 * rebuilt + (1 - previous) ** 0.5 * shifted
-    moved = process(0, noise, state)[0] + 3 * weight * gradient
+    variance = eta**2 * (1 - a / previous) * (1 - previous) / (1 - a)
+    expected = previous**0.5 * rebuilt + (1 - previous - variance) ** 0.5 * shifted
+    moved = process(0, noise, state, noise=torch.zeros_like(state))[0] + 3 * weight * gradient
     assert torch.allclose(moved, expected, atol=1e-5)
 
 

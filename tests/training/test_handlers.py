@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -216,3 +217,17 @@ def test_non_finite_loss_stops_the_run(caplog):
     with pytest.raises(InputError, match="loss is nan at epoch 2, iteration 3.*learning_rate"):
         engine.run([0, 1], max_epochs=3)
     assert engine.state.iteration == 3
+
+
+def test_a_loss_that_carries_its_gradient_is_read_without_a_warning_of_torch():
+    loss = (torch.ones(1, requires_grad=True) * 2).sum()
+    engine = engine_of(lambda e, b: {"loss": loss})
+    StopOnNonFinite().attach(engine)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engine.run([0], max_epochs=1)
+    finally:
+        torch.set_warn_always(False)
+    assert engine.state.iteration == 1
