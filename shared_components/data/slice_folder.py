@@ -86,7 +86,10 @@ def prepare_slices(
     folder, classes = found.folder, found.classes if labels_of == "volume" else {}
     cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
     if not cases or usual_spatial_dims(cases) != 3:
-        needed = "label maps" if labels_of == "slice" else "label maps, or a label each in manifest.csv"
+        needed = (
+            "label maps" if labels_of == "slice" else "label maps, or a label each in manifest.csv or by its folder"
+        )
+        needed += "; labels_of volume takes the label that each has" if labels_of == "slice" and found.classes else ""
         raise InputError(f"{folder.root}: {len(cases)} labelled cases, expected volumes with {needed}")
     settings = {
         "source": str(folder.root), "values": list(values), "channel": channel, "min_share": min_share,
@@ -101,15 +104,22 @@ def prepare_slices(
         scratch = Path(temporary) / "set"
         for name in ("images", "masks"):
             (scratch / name).mkdir(parents=True)
-        rows = []
+        rows, values_found = [], set()
         for case in tqdm(cases, desc="slices", disable=len(cases) < 5):
             loaded = _load(case, len(folder.channels))
+            values_found |= set(loaded["label"].unique().int().tolist()) if case.label else set()
             written = _write_case(scratch, case.id, loaded, settings)
             if labels_of == "volume":
                 present = any(row["object_pixels"] for row in written)
                 kind = _KINDS[classes.get(case.id, int(present))]
                 written = [{**row, "class": kind} for row in written]
             rows += [{**row, "split": place.get(case.id, "")} for row in written]
+        if not classes and values_found.isdisjoint(values):
+            held = ", ".join(map(str, sorted(values_found)))
+            raise InputError(
+                f"{folder.root}: the label maps hold {held} and none of {', '.join(map(str, values))}, the values of "
+                "the object; name those that are it (label_values of a bundle, --values of prepare_slices)"
+            )
         _write_manifest(scratch, rows)
         (scratch / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         os.rename(scratch, target)
