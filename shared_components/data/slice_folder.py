@@ -85,12 +85,13 @@ def prepare_slices(
     found = find_labelled_slices(dataset_dir)
     folder, classes = found.folder, found.classes if labels_of == "volume" else {}
     cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
-    if not cases or usual_spatial_dims(cases) != 3:
-        needed = (
-            "label maps" if labels_of == "slice" else "label maps, or a label each in manifest.csv or by its folder"
-        )
-        needed += "; labels_of volume takes the label that each has" if labels_of == "slice" and found.classes else ""
-        raise InputError(f"{folder.root}: {len(cases)} labelled cases, expected volumes with {needed}")
+    if usual_spatial_dims(folder.cases) != 3:
+        raise InputError(f"{folder.root}: holds pictures, which are slices already; give the folder as dataset_dir")
+    if not cases:
+        text = f"{folder.root}: no labelled case, expected volumes with label maps"
+        text += "" if labels_of == "slice" else ", or a label each in manifest.csv or by its folder"
+        hint = "; --slices#labels_of volume (--labels_of of prepare_slices) takes the label that each volume has"
+        raise InputError(text + (hint if found.classes else ""))
     settings = {
         "source": str(folder.root), "values": list(values), "channel": channel, "min_share": min_share,
         "min_body": min_body, "window": None if window is None else list(window), "every": every,

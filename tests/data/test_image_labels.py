@@ -352,3 +352,17 @@ def test_label_maps_without_the_values_of_the_object_are_refused(tmp_path):
     with pytest.raises(InputError, match="the label maps hold 0, 7 and none of 1, 2, .*label_values"):
         prepare_slices(tmp_path / "set", tmp_path / "out", [1, 2])
     assert not (tmp_path / "out").exists() and prepare_slices(tmp_path / "set", tmp_path / "out", [2, 7]).is_dir()
+
+
+def test_volumes_in_folders_a_class_are_asked_for_by_their_label_and_pictures_not_at_all(tmp_path):
+    for number in range(4):
+        folder = tmp_path / "volumes" / ("normal", "tumor")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).normal(5, 1, (9, 8, 4)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / f"v{number}.nii.gz")
+    with pytest.raises(InputError, match="no labelled case, expected volumes with label maps; --slices#labels_of vol"):
+        prepare_slices(tmp_path / "volumes", tmp_path / "out")
+    assert prepare_slices(tmp_path / "volumes", tmp_path / "out", labels_of="volume").is_dir()
+    words(tmp_path / "pictures", {"": ("normal", "tumor")})
+    with pytest.raises(InputError, match="holds pictures, which are slices already"):
+        prepare_slices(tmp_path / "pictures", tmp_path / "out2")
