@@ -326,7 +326,7 @@ def test_a_folder_of_no_class_beside_the_others_is_told_of(tmp_path, caplog):
     for number in range(3):
         picture(tmp_path / "pituitary" / f"q{number}_1.png", 400 + number)
     assert sum(len(slice_list(tmp_path, part)) for part in ("train", "validation", "test")) == 12
-    assert "pituitary: 3 images in a folder of no class are not used; rename it to one of normal" in caplog.text
+    assert "pituitary: 3 images in a folder of no class are not used; call it seg if they are masks, by" in caplog.text
 
 
 def test_words_of_no_class_are_named(tmp_path):

@@ -118,8 +118,8 @@ def _unused(part: Path) -> Iterator[Finding]:
     used = _class_folders(part, NEGATIVE_WORDS + POSITIVE_WORDS)
     for child in sorted(part.iterdir()):
         if child.is_dir() and child not in used and child.name != OUTLINES and (images := images_by_stem(child)):
-            text = f"{len(images)} images in a folder of no class are not used; rename it to one of "
-            text += f"{', '.join(NEGATIVE_WORDS[:-1])} or {', '.join(POSITIVE_WORDS[:-1])}, or leave it out"
+            text = f"{len(images)} images in a folder of no class are not used; call it {OUTLINES} if they are masks"
+            text += f", by one of {', '.join(NEGATIVE_WORDS[:-1])} or {', '.join(POSITIVE_WORDS[:-1])}, or leave it out"
             yield Finding("warning", "", str(child), text, "unused_folder")
 
 
