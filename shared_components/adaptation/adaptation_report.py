@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
+from shared_components.adaptation.command_line import command
 from shared_components.adaptation.pairs import SHEET, read_grey
 from shared_components.adaptation.pseudo_labels import load_weights, target_images
 from shared_components.adaptation.scale import folder_width, target_sheet
@@ -39,6 +41,7 @@ _ROWS = {
 }
 _METRICS = ("dice_{}", "iou_{}", "hd95_px_{}", "ece_near_foreground", "error_auroc_near_foreground")
 _LABELS = {"vessel": 1}
+_OF_INFERENCE = ("clip_limit", "num_channels", "labels", "num_samples", "combine")
 _OF_A_STAGE = ("dataset_dir", "vessel_polarity", "longest_side", "ckpt_path", "output_dir")
 
 
@@ -76,6 +79,7 @@ def write_adaptation_report(
         section("Images of the target, segmented", "".join(pictures), note),
         section("Generated pairs", pairs, "The masks are of the source; the images are made for them."),
         section("Scale", *_scale(bundle, output, data, overrides, overlay)),
+        section("Segmenting other pictures of the target", *_use(bundle, output, data, overrides, overlay)),
         section("How it was made", settings_table({**stated, "environment": environment()})),
     ]
     title = "AdaptDiff: from one modality to another"
@@ -140,6 +144,18 @@ def _target_pictures(
             panels.append(255 * np.asarray(LoadLabelMapd("label", labels)(item)["label"][0]).T)
         figures.append(_figure(Path(str(item["image"])).name, _side_by_side(panels)))
     return figures
+
+
+def _use(bundle: Path, output: Path, data: Any, overrides: Mapping[str, Any], overlay: str | None) -> tuple[str, str]:
+    """Return the command that segments by the adapted network, with the size and polarity it was adapted with."""
+    files = [bundle / "configs" / f"{name}.json" for name in ("inference", overlay) if name]
+    same = {key: value for key, value in overrides.items() if key in _OF_INFERENCE or key.startswith("segmenter")}
+    keys = {"dataset_dir": "FOLDER", "output_dir": "OUT", "ckpt_path": output / "adapted" / "model.pt"}
+    shown = shlex.join(["python", *command(files, {**same, **data.keys("target"), **keys})])
+    note = (
+        "FOLDER has the pictures. Size and polarity are those that the network was adapted with; with others it fails."
+    )
+    return f"<p><code>{escape(shown)}</code></p>", note
 
 
 def _split(overrides: Mapping[str, Any]) -> dict[str, Any]:

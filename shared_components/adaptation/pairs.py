@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from PIL import Image
 
 from shared_components.adaptation.mask_bank import DESCRIPTION as BANK
 from shared_components.adaptation.mask_bank import bank_statement, write_mask_bank
+from shared_components.data.checks.cases import check_cases, describe
+from shared_components.data.datalists import datalist, note_failure
 from shared_components.data.formats.files import read_json_object, write_json
+from shared_components.data.layouts.cases import find_cases
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.transforms import AveragingResized
 from shared_components.errors import InputError
@@ -23,6 +27,46 @@ from shared_components.reporting.overlays import encode_png
 DESCRIPTION = "pairs.json"
 SHEET = "pairs.png"
 _VALIDATION_EVERY = 8
+
+
+def mask_items(
+    dataset_dir: str | os.PathLike, labels: Mapping[str, int], skip_bad: bool = False, **split: Any
+) -> list[dict[str, Any]]:
+    """List the masks that images are to be generated for: all of a folder of masks, or a data set's training masks.
+
+    Args:
+        dataset_dir: pictures that are masks, directly or in ``masks/``, with nothing beside them; or a data set of any
+            layout with masks.
+        labels: the one label's name and value.
+        skip_bad: leave out what cannot be used, with a warning, instead of refusing the folder.
+        **split: how a data set is divided, as for `shared_components.data.datalists.datalist`.
+
+    Returns:
+        A dictionary a mask, with "label".
+
+    Raises:
+        InputError: there is no such folder, a mask cannot be read or holds other values, or the training section has
+            none.
+    """
+    folder = find_cases(dataset_dir, 3)
+    alone = [replace(case, images=(), label=case.images[0]) for case in folder.cases if case.images]
+    if folder.layout != "images":
+        alone = [] if alone else [case for case in folder.cases if case.label]
+    if not alone:
+        return datalist(dataset_dir, "train", labels, skip_bad, 3, spatial_dims=2, whole_labels=True, **split)
+    folder.problems = []  # that masks have no images is no fault here
+    found = [finding for finding in check_cases(folder, alone, labels, spatial_dims=2) if finding.level == "error"]
+    bad = {finding.case for finding in found}
+    usable = [case for case in alone if case.id not in bad]
+    if found and (not skip_bad or not usable):
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        raise InputError(
+            f"{folder.root}: as masks, {len(bad)} of {len(alone)} pictures cannot be used; expected masks of "
+            f"0 and 255, alone or beside their images: {describe(found[0], folder.root)}{more}"
+        )
+    for finding in found:
+        note_failure(folder.root, describe(finding, folder.root), describe(finding, folder.root))
+    return [{"label": str(case.label)} for case in usable]
 
 
 def read_masks(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import shared_components
 from shared_components.adaptation.adaptation_report import write_adaptation_report
+from shared_components.adaptation.command_line import command
 from shared_components.adaptation.mask_check import about_masks
 from shared_components.bundle_tools.export import find_bundle
 from shared_components.data.formats.files import read_json_object, write_json
@@ -276,15 +277,6 @@ def _paths(overrides: Mapping[str, Any], output: Path) -> dict[str, Any]:
         key: str(output / value[1:]) if isinstance(value, str) and value.startswith("@") else value
         for key, value in overrides.items()
     }
-
-
-def command(files: Sequence[Path], overrides: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of ``python`` that run configurations with overrides."""
-    names = str(files[0]) if len(files) == 1 else str([str(file) for file in files])
-    options = []
-    for key, value in overrides.items():
-        options += [f"--{key}", "$None" if value is None else str(value)]
-    return ["-m", "monai.bundle", "run", "--config_file", names, *options]
 
 
 def _run(files: Sequence[Path], overrides: Mapping[str, Any], name: str, call: Callable = subprocess.run) -> None:

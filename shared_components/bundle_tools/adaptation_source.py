@@ -70,7 +70,7 @@ def _why_not(bundle: Path, meta: Mapping[str, Any]) -> str:
     if (configs / "train_classifier.json").is_file():
         return (
             f"{bundle.name} learns from image-level labels, present or absent, and has no classes to adapt: give your "
-            f"folder to its train_classifier.json and train.json as --dataset_dir; {fit}"
+            f"folder to its train.json as --dataset_dir; {fit}"
         )
     if (configs / "train_segmenter.json").is_file():
         return (

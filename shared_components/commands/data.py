@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from fire.decorators import SetParseFn
@@ -188,6 +189,9 @@ def simulate_angiograms(dataset_dir, output_dir, *, speckle=0.4, seed=0):
         speckle: Standard deviation of the factor that every pixel is multiplied by.
         seed: Of the speckle.
     """
+    from shared_components.adaptation.mask_check import about_masks
     from shared_components.data.preparation.simulated_angiograms import simulate_angiograms as run
 
+    for text in about_masks(dataset_dir, "dark"):
+        logging.getLogger(__name__).warning("%s", text)
     sys.stdout.write(f"{run(dataset_dir, output_dir, speckle, seed)}\n")

@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
 from shared_components.data.datalists import note_left_out, refuse_ignored
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.layouts.class_column import CLASS_COLUMNS, manifest_classes
+from shared_components.data.layouts.class_column import CLASS_COLUMNS, manifest_classes, unknown_words
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.layouts.split import choose_split, find_leaks, sections
@@ -40,9 +40,9 @@ def find_labelled_slices(
 
     * the published layout: folders ``training/`` and ``validation/`` (or ``validate/``), directly or in ``flair/`` or
       ``flair/flair/``, each with ``normal/`` and ``tumor/`` (or other `NEGATIVE_WORDS` and `POSITIVE_WORDS`, several
-      of a kind too, as ``benign/`` and ``malignant/``) and perhaps ``seg/`` with equally named masks, or masks
-      ``NAME_mask``, ``NAME_mask_1``, ... beside an image ``NAME``; what is under ``validation/`` is the test section.
-      Or these folders directly;
+      of a kind too, as ``benign/`` and ``malignant/``, whatever the case) and perhaps ``seg/`` with equally named
+      masks, or masks ``NAME_mask``, ``NAME_mask_1``, ... beside an image ``NAME``; what is under ``validation/`` is the
+      test section, unless there is ``test/`` too. Or these folders directly;
     * ``manifest.csv`` with a column of `CLASS_COLUMNS` that holds such words;
     * every layout of `shared_components.data.layouts.cases.find_cases` with masks: the label follows from the mask.
 
@@ -59,16 +59,20 @@ def find_labelled_slices(
     """
     root = Path(os.path.abspath(os.path.expanduser(dataset_dir)))
     if published := find_class_folders(root):
-        _refuse(published.folder, published.folder.problems)
+        problems = published.folder.problems
+        _refuse(published.folder, [problem for problem in problems if problem.level == "error"])
+        for problem in problems:
+            logger.warning("%s", describe(problem, root))
         return published
     folder = find_cases(root, channels, label_column)
     refuse_ignored(folder)
     classes = manifest_classes(folder)
     unknown = [case.id for case in folder.cases if case.id not in classes and case.label is None]
     if not classes and len(unknown) == len(folder.cases):
+        strange = unknown_words(folder)
         raise InputError(
-            f"{root}: no image-level labels; expected folders normal/ and tumor/, a manifest.csv with a column "
-            f"{', '.join(CLASS_COLUMNS)} of such words, or masks that the labels follow from"
+            f"{root}: no image-level labels{': ' if strange else ''}{strange}; expected folders normal/ and tumor/, a "
+            f"manifest.csv with a column {', '.join(CLASS_COLUMNS)} of such words, or masks that the labels follow from"
         )
     return LabelledSlices(folder, classes)
 
@@ -131,6 +135,10 @@ def slice_list(
         for item in items:
             item.pop("label", None)
     kinds = {item["class"] for item in items}
+    if not items and not chosen:
+        patients = len({folder.groups.get(case.id, case.id) for case in folder.cases})
+        text = f"section '{section}' is empty: {len(folder.cases)} slices of {patients} patients"
+        raise InputError(f"{folder.root}: {text}, and no patient may be in two sections; add patients or a split{hint}")
     if not items or (section == "train" and kinds != {0, 1}):
         count = f"{sum(item['class'] for item in items)} positive ones of {len(items)}"
         wanted = "expected some of either class"

@@ -85,9 +85,13 @@ def prepare_slices(
     found = find_labelled_slices(dataset_dir)
     folder, classes = found.folder, found.classes if labels_of == "volume" else {}
     cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
-    if not cases or usual_spatial_dims(cases) != 3:
-        needed = "label maps" if labels_of == "slice" else "label maps, or a label each in manifest.csv"
-        raise InputError(f"{folder.root}: {len(cases)} labelled cases, expected volumes with {needed}")
+    if usual_spatial_dims(folder.cases) != 3:
+        raise InputError(f"{folder.root}: holds pictures, which are slices already; give the folder as dataset_dir")
+    if not cases:
+        text = f"{folder.root}: no labelled case, expected volumes with label maps"
+        text += "" if labels_of == "slice" else ", or a label each in manifest.csv or by its folder"
+        hint = "; --slices#labels_of volume (--labels_of of prepare_slices) takes the label that each volume has"
+        raise InputError(text + (hint if found.classes else ""))
     settings = {
         "source": str(folder.root), "values": list(values), "channel": channel, "min_share": min_share,
         "min_body": min_body, "window": None if window is None else list(window), "every": every,
@@ -101,15 +105,22 @@ def prepare_slices(
         scratch = Path(temporary) / "set"
         for name in ("images", "masks"):
             (scratch / name).mkdir(parents=True)
-        rows = []
+        rows, values_found = [], set()
         for case in tqdm(cases, desc="slices", disable=len(cases) < 5):
             loaded = _load(case, len(folder.channels))
+            values_found |= set(loaded["label"].unique().int().tolist()) if case.label else set()
             written = _write_case(scratch, case.id, loaded, settings)
             if labels_of == "volume":
                 present = any(row["object_pixels"] for row in written)
                 kind = _KINDS[classes.get(case.id, int(present))]
                 written = [{**row, "class": kind} for row in written]
             rows += [{**row, "split": place.get(case.id, "")} for row in written]
+        if not classes and values_found.isdisjoint(values):
+            held = ", ".join(map(str, sorted(values_found)))
+            raise InputError(
+                f"{folder.root}: the label maps hold {held} and none of {', '.join(map(str, values))}, the values of "
+                "the object; name those that are it (label_values of a bundle, --values of prepare_slices)"
+            )
         _write_manifest(scratch, rows)
         (scratch / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         os.rename(scratch, target)

@@ -86,7 +86,7 @@ def outlined_slices(
         (mean), ``dice_low`` and ``dice_high``, ``dice_3d`` (mean).
 
     Raises:
-        InputError: no positive slice with a mask, or no negative one; the tables are there already.
+        InputError: no positive slice with a mask, or no negative one; none to score; the tables are there already.
     """
     positive = [item for item in items if item["class"] == 1 and "label" in item]
     negative = [item for item in items if item["class"] == 0]
@@ -95,6 +95,9 @@ def outlined_slices(
             f"{len(positive)} positive training slices with masks and {len(negative)} negative ones; expected some of "
             "either: add masks of the positive ones"
         )
+    scored = getattr(getattr(dataloader, "dataset", None), "data", None)
+    if scored is not None and not any(item["class"] == 1 and "label" in item for item in scored):
+        raise InputError(f"none of the {len(scored)} test slices is a positive one with a mask: nothing to score")
     folder = claim_outputs(output_dir, [TABLE, PER_TRAINING], overwrite)
     table, per_training = [], []
     for count in sorted({min(count, len(positive)) for count in counts}):

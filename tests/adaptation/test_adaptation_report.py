@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +97,9 @@ def test_the_settings_of_all_stages_hold_for_the_report(tmp_path, monkeypatch, l
     assert [names for _, names in seen] == [["p4_R"]] * 2  # the last of four patients, not a part of each
     assert all(keys["clip_limit"] == 0 and keys["dataset_dir"] == str(target) for keys, _ in seen)
     assert not any(str(value).startswith("@") for keys, _ in seen for value in keys.values())
+    use = html.unescape(text.rpartition("Segmenting other pictures of the target</h2>")[2].partition("</code>")[0])
+    options = shlex.split(use.removeprefix("<p><code>"))
+    assert options[:4] == ["python", "-m", "monai.bundle", "run"] and Path(options[5]).name == "inference.json"
+    given = dict(zip(options[6::2], options[7::2]))
+    assert given["--ckpt_path"] == str(output / "adapted" / "model.pt") and given["--longest_side"] == "$None"
+    assert given["--vessel_polarity"] == "bright" and given["--clip_limit"] == "0.0" and "--skip_bad" not in given

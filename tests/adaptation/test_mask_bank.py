@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shared_components.adaptation.mask_bank import windows, write_mask_bank
-from shared_components.adaptation.pairs import finish_pairs, pending_masks, read_grey, read_masks
+from shared_components.adaptation.pairs import finish_pairs, mask_items, pending_masks, read_grey, read_masks
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.layouts.split import sections
 from shared_components.data.phantoms import make_phantoms
@@ -129,3 +130,21 @@ def test_masks_of_one_name_have_windows_of_their_own(tmp_path):
     assert [int(np.asarray(Image.open(item["label"])).max()) for item in bank] == [0, 255]
     cases = write_mask_bank([{**item, "case": item["label"][0]} for item in items], masks, tmp_path / "c", (8, 8), 1)
     assert [Path(item["label"]).name for item in cases] == ["a_000.png", "b_000.png"]
+
+
+def test_a_folder_of_masks_needs_no_images(tmp_path):
+    """As the published command takes one; directly, or in masks/."""
+    source = make_phantoms(tmp_path / "fundus", 5, kind="fundus")
+    names = sorted(path.name for path in (source / "masks").iterdir())
+    for folder in (tmp_path / "alone", tmp_path / "below" / "masks"):
+        shutil.copytree(source / "masks", folder)
+        found = mask_items(folder.parent if folder.name == "masks" else folder, {"vessel": 1})
+        assert [Path(item["label"]).name for item in found] == names
+        assert read_masks(found, {"vessel": 1})[0].max() == 1
+    assert len(mask_items(source, {"vessel": 1})) == 3  # of a data set those to train on
+    Image.fromarray(np.full((9, 9), 90, np.uint8)).save(tmp_path / "alone" / names[0])
+    with pytest.raises(InputError, match=f"1 of 5 pictures cannot be used; expected masks of 0 and 255.*{names[0]}"):
+        mask_items(tmp_path / "alone", {"vessel": 1})
+    assert len(mask_items(tmp_path / "alone", {"vessel": 1}, skip_bad=True)) == 4
+    with pytest.raises(InputError, match="as masks, 5 of 5 pictures cannot be used"):
+        mask_items(source / "images", {"vessel": 1}, skip_bad=True)

@@ -294,3 +294,75 @@ def test_a_background_that_is_not_zero_is_taken_as_if_it_were(background):
     assert (other[outside] == -1).all() and other[~outside].std() > 0.3
     noise = volume - background
     assert torch.equal(ForegroundScaled("image")({"image": noise})["image"] > -1, noise > noise.quantile(0.005))
+
+
+def words(root: Path, parts: dict[str, tuple[str, str]]) -> Path:
+    """Folders of a negative and a positive class, six patients of a slice each in either."""
+    for part, kinds in parts.items():
+        for number in range(12):
+            name = f"{part or 'all'}{number}x_{number}.png"
+            picture(root / part / kinds[number % 2] / name, hash_of(part) + number)
+    return root
+
+
+def hash_of(part: str) -> int:
+    return 20 * ["", "train", "Training", "val", "valid", "test", "Testing"].index(part) + 2
+
+
+@pytest.mark.parametrize(("train", "val", "test"), [("train", "val", "test"), ("Training", "valid", "Testing")])
+def test_three_sections_of_folders_are_three_sections(tmp_path, train, val, test):
+    root = words(tmp_path, {part: ("no", "Yes") for part in (train, val, test)})
+    for section, part in (("train", train), ("validation", val), ("test", test)):
+        items = slice_list(root, section)
+        assert len(items) == 12 and {Path(item["image"]).parts[-3] for item in items} == {part}
+        assert all(item["class"] == (Path(item["image"]).parts[-2] == "Yes") for item in items)
+    for file in (root / test).rglob("*.png"):  # pictures to be predicted, of no known class
+        file.rename(root / test / file.name)
+    assert {Path(item["image"]).parts[-3] for item in slice_list(root, "test")} == {val}
+
+
+def test_a_folder_of_no_class_beside_the_others_is_told_of(tmp_path, caplog):
+    words(tmp_path, {"": ("NoTumor", "Glioma")})
+    for number in range(3):
+        picture(tmp_path / "pituitary" / f"q{number}_1.png", 400 + number)
+    assert sum(len(slice_list(tmp_path, part)) for part in ("train", "validation", "test")) == 12
+    assert "pituitary: 3 images in a folder of no class are not used; call it seg if they are masks, by" in caplog.text
+
+
+def test_words_of_no_class_are_named(tmp_path):
+    picture(tmp_path / "a.png", 3)
+    (tmp_path / "manifest.csv").write_text("image,label\na.png,normal\na.png,cyst\n", encoding="utf-8")
+    with pytest.raises(InputError, match="labels: the column label holds cyst, expected normal, .*glioma"):
+        find_labelled_slices(tmp_path)
+
+
+def test_a_section_without_patients_says_so(tmp_path):
+    words(tmp_path, {"": ("normal", "tumor")})
+    with pytest.raises(InputError, match="'validation' is empty: 12 slices of 1 patients, and no patient may be"):
+        slice_list(tmp_path, "validation", patient_pattern="^(all)")
+
+
+def test_label_maps_without_the_values_of_the_object_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        for kind, values in (("images", rng.normal(5, 1, (9, 8, 4))), ("labels", rng.integers(0, 2, (9, 8, 4)) * 7)):
+            (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+            file = tmp_path / "set" / kind / f"v{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), np.eye(4)), file)
+    with pytest.raises(InputError, match="the label maps hold 0, 7 and none of 1, 2, .*label_values"):
+        prepare_slices(tmp_path / "set", tmp_path / "out", [1, 2])
+    assert not (tmp_path / "out").exists() and prepare_slices(tmp_path / "set", tmp_path / "out", [2, 7]).is_dir()
+
+
+def test_volumes_in_folders_a_class_are_asked_for_by_their_label_and_pictures_not_at_all(tmp_path):
+    for number in range(4):
+        folder = tmp_path / "volumes" / ("normal", "tumor")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).normal(5, 1, (9, 8, 4)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / f"v{number}.nii.gz")
+    with pytest.raises(InputError, match="no labelled case, expected volumes with label maps; --slices#labels_of vol"):
+        prepare_slices(tmp_path / "volumes", tmp_path / "out")
+    assert prepare_slices(tmp_path / "volumes", tmp_path / "out", labels_of="volume").is_dir()
+    words(tmp_path / "pictures", {"": ("normal", "tumor")})
+    with pytest.raises(InputError, match="holds pictures, which are slices already"):
+        prepare_slices(tmp_path / "pictures", tmp_path / "out2")

@@ -58,3 +58,13 @@ def test_slices_of_one_kind_or_without_masks_are_refused(kept, tmp_path):
     with pytest.raises(InputError, match="0 positive training slices with masks and 2 negative ones"):
         run([item for item in items if kept or item["class"] == 0], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_mask_to_score_nothing_is_trained(tmp_path):
+    """The first training used to end in a KeyError."""
+    bare = [{key: item[key] for key in ("image", "class", "patient")} for item in slices(8, 1)]
+    for data in (slices(8, 1)[::2], bare):
+        loader = DataLoader(Dataset(data), batch_size=4)
+        with pytest.raises(InputError, match=f"none of the {len(data)} test slices is a positive one with a mask"):
+            outlined_slices(slices(12, 0), None, None, loader, None, tmp_path)
+    assert not list(tmp_path.iterdir())

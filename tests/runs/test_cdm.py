@@ -85,6 +85,8 @@ def test_all_methods_are_compared(trained, slices, tmp_path):
     names = {"CDM", "CG-CDM", "CG-Diff", "GradCAM", "GradCAM++", "LayerCAM", "ScoreCAM", "occlusion"}
     assert names <= {row["method"] for row in rows}
     assert len({row["gate_auroc"] for row in rows}) == 1  # one gate for all
+    told = {row["method"] for row in rows if row["draw_agreement"] and row["draw_dice_sd"]}
+    assert "CDM" in told and not told & {"CDM, one draw", "CG-Diff", "GradCAM", "occlusion"}
 
 
 @pytest.mark.slow

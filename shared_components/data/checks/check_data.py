@@ -17,7 +17,7 @@ from shared_components.data.checks.class_folders import check_class_folders, cla
 from shared_components.data.checks.understood import overview_text
 from shared_components.data.formats.files import check_json_target, write_json
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.layouts.class_column import manifest_classes
+from shared_components.data.layouts.class_column import manifest_classes, unknown_words
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.layouts.split import group_patients, sections
 from shared_components.errors import InputError
@@ -79,6 +79,10 @@ def check_data(
     folder = slices.folder if slices else find_cases(dataset_dir, channels or num_channels, label_column)
     if not slices and (classes := manifest_classes(folder)):
         slices = LabelledSlices(folder, classes)
+    elif not slices and (strange := unknown_words(folder)):
+        text = f"{strange}: no image-level labels"
+        level = "note" if folder.labelled else "warning"
+        folder.problems.append(Finding(level, "", str(folder.root / "manifest.csv"), text, "class_words"))
     if patient_pattern is not None:
         group_patients(folder, patient_pattern)
     sys.stdout.write(overview_text(folder, class_overview(slices) if slices else None))

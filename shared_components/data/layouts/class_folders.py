@@ -12,11 +12,14 @@ from pathlib import Path
 from shared_components.data.formats.files import images_by_stem
 from shared_components.data.layouts.case_folder import Case, CaseFolder, Finding
 
-NEGATIVE_WORDS = ("normal", "healthy", "negative", "absent", "0")
-POSITIVE_WORDS = ("tumor", "tumour", "positive", "present", "abnormal", "malignant", "benign", "lesion", "1")
+NEGATIVE_WORDS = ("normal", "healthy", "negative", "absent", "no", "notumor", "no_tumor", "0")
+POSITIVE_WORDS = (
+    "tumor", "tumour", "positive", "present", "abnormal", "malignant", "benign", "lesion", "glioma", "meningioma",
+    "yes", "1",
+)  # fmt: skip
 OUTLINES = "seg"
 MASK_BESIDE = re.compile(r"(?P<image>.+)_mask(?:_\d+)?$", re.IGNORECASE)
-_TRAINING, _TEST = ("training", "train"), ("validation", "validate", "test", "testing")
+_TRAINING, _VALIDATION, _TEST = ("training", "train"), ("validation", "validate", "val", "valid"), ("test", "testing")
 _BELOW = ("", "flair", "flair/flair")
 _NUMBER_OF_SLICE = re.compile(r"[_-]?(?:slice|z|s)?[_-]?\d+$", re.IGNORECASE)
 _PATIENTS_BY = "the names of slices without their number"
@@ -62,16 +65,14 @@ def find_class_folders(dataset_dir: str | os.PathLike) -> LabelledSlices | None:
 
 def _published(folder: Path, root: Path) -> LabelledSlices | None:
     """Read the published layout, if ``folder`` has it."""
-    parts = {"train": _first(folder, _TRAINING), "test": _first(folder, _TEST)}
-    if _class_folders(folder, NEGATIVE_WORDS) and _class_folders(folder, POSITIVE_WORDS):
-        parts = {"": folder}
-    elif parts["train"] is None or not _class_folders(parts["train"], POSITIVE_WORDS):
+    parts = _parts(folder)
+    if not parts:
         return None
-    found = [_Slice(section, *file) for section, part in parts.items() if part for file in _files(part)]
+    found = [_Slice(section, *file) for section, part in parts.items() for file in _files(part)]
     names = Counter((one.section, one.stem) for one in found)
     cases: dict[str, Case] = {}
     slices: dict[str, _Slice] = {}
-    problems: list[Finding] = []
+    problems = [finding for part in parts.values() for finding in _unused(part)]
     for case, one in zip(_ids(found), found):
         mask = one.masks[0] if one.masks else None
         if case in cases:
@@ -93,6 +94,33 @@ def _published(folder: Path, root: Path) -> LabelledSlices | None:
     result.groups, result.patient_rule = _patients(slices), _PATIENTS_BY
     several = {case: one.masks for case, one in slices.items() if len(one.masks) > 1}
     return LabelledSlices(result, {case: one.label for case, one in slices.items()}, several)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """Return section to folder, or "" to the folder itself where it is not divided; none for another layout.
+
+    What is published for validation is the test section, unless there is a folder of tests too.
+    """
+    if not folder.is_dir():
+        return {}
+    if _class_folders(folder, NEGATIVE_WORDS) and _class_folders(folder, POSITIVE_WORDS):
+        return {"": folder}
+    train, validation, test = (_first(folder, names) for names in (_TRAINING, _VALIDATION, _TEST))
+    if train is None or not _class_folders(train, POSITIVE_WORDS):
+        return {}
+    every = NEGATIVE_WORDS + POSITIVE_WORDS
+    tests = [part for part in (validation, test) if part and any(map(images_by_stem, _class_folders(part, every)))]
+    return {"train": train, **dict(zip(("validation", "test")[-len(tests) :] if tests else (), tests))}
+
+
+def _unused(part: Path) -> Iterator[Finding]:
+    """Yield a warning for each folder of images that lies beside those of the classes and is of none."""
+    used = _class_folders(part, NEGATIVE_WORDS + POSITIVE_WORDS)
+    for child in sorted(part.iterdir()):
+        if child.is_dir() and child not in used and child.name != OUTLINES and (images := images_by_stem(child)):
+            text = f"{len(images)} images in a folder of no class are not used; call it {OUTLINES} if they are masks"
+            text += f", by one of {', '.join(NEGATIVE_WORDS[:-1])} or {', '.join(POSITIVE_WORDS[:-1])}, or leave it out"
+            yield Finding("warning", "", str(child), text, "unused_folder")
 
 
 def _ids(slices: Sequence[_Slice]) -> list[str]:
@@ -123,11 +151,17 @@ def _files(part: Path) -> Iterator[tuple[str, Path, int, list[Path]]]:
 
 
 def _class_folders(part: Path, words: Sequence[str]) -> list[Path]:
-    return [part / word for word in words if not word.isdigit() and (part / word).is_dir()]
+    """Return the folders of a part that are named by a word, whatever the case."""
+    return sorted(child for child in part.iterdir() if _is_word(child.name, words) and child.is_dir())
+
+
+def _is_word(name: str, words: Sequence[str]) -> bool:
+    return name.lower() in words and not name.isdigit()
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    inside = {child.name.lower(): child for child in folder.iterdir() if child.name.lower() in names and child.is_dir()}
+    return next((inside[name] for name in names if name in inside), None)
 
 
 def _patients(slices: Mapping[str, _Slice]) -> dict[str, str]:

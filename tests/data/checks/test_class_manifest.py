@@ -106,3 +106,12 @@ def test_the_usable_folder_keeps_labels_sections_and_patients(tmp_path, capsys):
     alone = manifest(tmp_path / "alone", "id,image,label,patient", masks=False)
     check_data(alone, skip_bad=tmp_path / "kept")
     assert [item["class"] for item in slice_list(tmp_path / "kept", "test")] == [0, 1, 1]
+
+
+def test_words_that_are_no_class_are_told_of(tmp_path, capsys):
+    for name, columns, level in (("alone", "id,image,label", "warning"), ("masks", "id,image,seg,class", "note")):
+        root = manifest(tmp_path / name, columns)
+        table = (root / "manifest.csv").read_text(encoding="utf-8")
+        (root / "manifest.csv").write_text(table.replace("Tumor", "cyst"), encoding="utf-8")
+        (finding,) = [finding for finding in told(capsys, root)[0] if finding.kind == "class_words"]
+        assert finding.level == level and "holds cyst, expected normal, healthy" in finding.message
