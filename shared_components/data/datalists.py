@@ -189,7 +189,7 @@ def _checked_images(folder: CaseFolder, num_channels: int, **options: Any) -> tu
 
 
 def _refuse_without_labels(folder: CaseFolder) -> None:
-    if folder.layout == "manifest" and not folder.labelled:
+    if folder.layout in ("manifest", "bids") and not folder.labelled:
         _refuse_folder(folder, [problem for problem in folder.problems if problem.kind == "no_label_column"])
     elif not folder.labelled:
         raise InputError(

@@ -125,6 +125,8 @@ class _CaseCheck:
         elif sum(channels) != expected:
             found = f"{sum(channels)} channel{'s' if sum(channels) > 1 else ''}"
             remedy = "keep only the channels that it takes" if sum(channels) > expected else "add the others"
+            if len(channels) > max(1, expected):
+                remedy = "name those that it takes with --channels, or keep only their files"
             if expected == 1 and len(channels) == 1:
                 remedy = f"choose one, 0 to {channels[0] - 1}, with --channel, or {remedy}"
             self._add("error", path, f"{found}, model takes {expected}; {remedy}", "channels")

@@ -44,6 +44,7 @@ class Manifest:
         split: ids of each section that the column "split" names, sorted; ``None`` if there is no such column.
         groups: id to patient, where a column of `GROUP_COLUMNS` says.
         without_section: ids of rows whose "split" is empty.
+        without_label: what to say where labels are needed and there is no label column, if not the usual.
     """
 
     file: Path
@@ -54,10 +55,13 @@ class Manifest:
     split: dict[str, list[str]] | None
     groups: dict[str, str]
     without_section: list[str]
+    without_label: str = ""
 
     @property
     def no_label_text(self) -> str:
         """What to say where labels are needed and there is no label column."""
+        if self.without_label:
+            return self.without_label
         missing = f"no labels: has no column {', '.join(LABEL_COLUMNS)} that holds paths"
         others = f" ({', '.join(self.other_columns)})" if self.other_columns else ""
         return f"{missing}; name one that does with label_column{others}"
