@@ -33,6 +33,7 @@ _ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed", "no_secti
 _WARNED_OF = {
     "empty_mask": "have an empty mask",
     "constant_image": "have a constant image",
+    "implausible_size": "are less than 0.1 mm or more than 10 m across: see their spacing",
     "colour_for_grey": "are colour pictures, whose luminance is used",
     "grey_for_colour": "are grey pictures, repeated to three channels",
     "alpha": "have an alpha channel, dropped",

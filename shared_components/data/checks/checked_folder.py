@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from shared_components.data.formats.files import NIFTI_SUFFIXES, label_stem
+from shared_components.data.formats.files import NIFTI_SUFFIXES, composed, label_stem
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.class_folders import LabelledSlices
 from shared_components.data.layouts.dataset_json import IGNORED
@@ -122,7 +122,7 @@ def _write(path: Path, content: object) -> None:
 
 def _suffix(path: Path) -> str:
     stem = label_stem(path.name)
-    return path.name[len(stem) :] if stem else ""  # none of a series' folder, however it is called
+    return composed(path.name)[len(stem) :] if stem else ""  # none of a series' folder, however it is called
 
 
 def _link(source: Path, link: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared_components.data.formats.files import image_stem, read_json_object
+from shared_components.data.formats.files import composed, image_stem, read_json_object
 from shared_components.errors import InputError
 
 SECTIONS = ("train", "validation", "test")
@@ -148,11 +148,11 @@ def read_split(root: Path) -> dict[str, list[str]] | None:
         return None
     split: dict[str, list[str]] = {}
     for key, ids in read_json_object(file).items():
-        if key not in SECTION_KEYS:
+        if key.lower() not in SECTION_KEYS:
             raise InputError(f"{file}: unknown section '{key}'; expected {', '.join(SECTIONS)}")
         if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
             raise InputError(f"{file}: section '{key}' must be a list of case ids (file names without suffix)")
-        split[SECTION_KEYS[key]] = sorted(image_stem(case) or case for case in ids)
+        split[SECTION_KEYS[key.lower()]] = sorted(image_stem(Path(case).name) or composed(case) for case in ids)
     if not any(split.values()):
         raise InputError(f"{file}: names no case; list ids under {', '.join(SECTIONS)} or remove the file")
     return split
