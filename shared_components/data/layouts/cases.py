@@ -33,7 +33,7 @@ from shared_components.data.layouts.dataset_json import (
     refuse_another_order,
     training_list,
 )
-from shared_components.data.layouts.hints import hint_at_images
+from shared_components.data.layouts.hints import NearMisses, hint_at_images
 from shared_components.data.layouts.manifest import Manifest, Row, read_manifest
 from shared_components.data.layouts.parts import joined_cases, part_folders, with_part_names
 from shared_components.errors import InputError
@@ -116,6 +116,7 @@ class _Finder:
         self.listing = training_list(self.meta, root, file)
         self.split = read_split(root)
         self.problems: list[Finding] = []
+        self.near_misses = NearMisses(root)
 
     def find(self) -> CaseFolder:
         if self._is_msd():
@@ -344,10 +345,13 @@ class _Finder:
 
     def _report_half(self, case: str, image: Path | None, label: Path | None) -> None:
         """Report an image without a label, or a label without an image."""
+        hint = self.near_misses.hint(case)
         if image:
-            self._problem(case, image, f"image without a label: no file of the name {case} among labels", "no_label")
+            text = f"image without a label: no file of the name {case} among labels{hint}"
+            self._problem(case, image, text, "no_label")
         elif label:
-            self._problem(case, label, f"label without an image: no file of the name {case} among images", "no_image")
+            text = f"label without an image: no file of the name {case} among images{hint}"
+            self._problem(case, label, text, "no_image")
 
     def _check_ids(self, cases: list[Case], unlabelled: list[Case]) -> None:
         known = {case.id for case in cases}

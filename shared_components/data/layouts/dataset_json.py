@@ -74,7 +74,7 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     ``ignore`` is no label either (`ignored_value`).
 
     Raises:
-        InputError: a label's value is no whole number, or one of a region's is not.
+        InputError: a label's value is no whole number, or one of a region's is not; two labels share a value or a name.
     """
     labels = _label_items(meta, file)
     regions = [(name, value) for name, value in labels.items() if isinstance(value, list)]
@@ -84,6 +84,10 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
                 _integer(value, f"a value of region '{name}'", file)
         return {}
     names = {name: _integer(value, f"the value of label '{name}'", file) for name, value in labels.items()}
+    owners: dict[int, str] = {}
+    for name, value in names.items():
+        if owners.setdefault(value, name) != name:
+            raise InputError(f"{file}: the labels '{owners[value]}' and '{name}' both have the value {value}; keep one")
     return {name: number for name, number in names.items() if number != 0 and name.lower() != IGNORED}
 
 
@@ -115,6 +119,8 @@ def _label_items(meta: dict[str, Any], file: Path) -> dict[str, Any]:
     for key, value in labels.items():
         msd_form = isinstance(value, str) and not value.lstrip("-").isdigit()
         name, number = (value, key) if msd_form else (key, value)
+        if str(name) in named:
+            raise InputError(f"{file}: two labels are called '{name}'; give each a name of its own")
         named[str(name)] = number
     return named
 

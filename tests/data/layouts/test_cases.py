@@ -248,6 +248,8 @@ def test_channels_given_by_the_user_come_first(tmp_path):
         ("dataset.json", '{"labels": {"background": 0, "whole": [1, "x"]}}', "region 'whole' is 'x'"),
         ("dataset.json", '{"channel_names": {"first": "T1"}}', "a channel number is 'first'"),
         ("dataset.json", '{"training": ["a.nii.gz"]}', '"training" entry 0'),
+        ("dataset.json", '{"labels": {"a": 1, "b": 1}}', "the labels 'a' and 'b' both have the value 1"),
+        ("dataset.json", '{"labels": {"1": "a", "2": "a"}}', "two labels are called 'a'"),
         ("split.json", '{"trian": []}', "unknown section 'trian'"),
         ("split.json", '{"train": "a"}', "must be a list"),
         ("split.json", "{}", "names no case"),
@@ -365,3 +367,11 @@ def test_names_are_the_same_however_their_accents_are_written(tmp_path):
     assert LoadImageChannelsd("image", 1)(item)["image"].meta["filename_or_obj"].endswith(f"/{together}.nii.gz")
     check_data(tmp_path, skip_bad=tmp_path / "usable")
     assert (tmp_path / "usable" / "imagesTr" / f"{together}.nii.gz").is_symlink()
+
+
+def test_a_file_of_another_kind_or_of_other_capitals_is_pointed_at(tmp_path):
+    touch(tmp_path, "images/a.mgz", "images/B.nii.gz", "images/c.nii.gz")
+    touch(tmp_path, "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz", "labels/d.nii.gz")
+    told = {problem.case: problem.message.partition("among images")[2] for problem in find_cases(tmp_path).problems}
+    assert told["a"] == "; images/a.mgz is of a kind that is not read: convert it"
+    assert told["b"] == "; capitals count, and there is images/B.nii.gz" and told["d"] == ""
