@@ -178,7 +178,7 @@ def _task(
         classes=chosen_classes(folder.label_names, found, labels),
         channels=channel_names(folder, found),
         columns=named
-        or (folder.layout in ("manifest", "channel folders", "case folders") and len(folder.channels) > 1),
+        or (folder.layout in ("manifest", "bids", "channel folders", "case folders") and len(folder.channels) > 1),
         num_train=max(1, len([case for case in sections(folder)["train"] if case not in found.unusable])),
         fold=folder.fold,
         num_folds=folder.num_folds,

@@ -33,6 +33,7 @@ _ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed", "no_secti
 _WARNED_OF = {
     "empty_mask": "have an empty mask",
     "constant_image": "have a constant image",
+    "implausible_size": "are less than 0.1 mm or more than 10 m across: see their spacing",
     "colour_for_grey": "are colour pictures, whose luminance is used",
     "grey_for_colour": "are grey pictures, repeated to three channels",
     "alpha": "have an alpha channel, dropped",
@@ -189,7 +190,7 @@ def _checked_images(folder: CaseFolder, num_channels: int, **options: Any) -> tu
 
 
 def _refuse_without_labels(folder: CaseFolder) -> None:
-    if folder.layout == "manifest" and not folder.labelled:
+    if folder.layout in ("manifest", "bids") and not folder.labelled:
         _refuse_folder(folder, [problem for problem in folder.problems if problem.kind == "no_label_column"])
     elif not folder.labelled:
         raise InputError(

@@ -16,7 +16,7 @@ from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
 from shared_components.data.formats.aperio import is_annotation
-from shared_components.data.formats.files import UnusableImage, label_stem
+from shared_components.data.formats.files import UnusableImage, composed, label_stem
 from shared_components.data.formats.pictures import channels_fit
 from shared_components.data.formats.readers import (
     PICTURE_FORMAT,
@@ -174,7 +174,7 @@ def _result_file(file: Path, case: str | None) -> Path:
     scan.NII.GZ only the half.
     """
     stem = label_stem(file.name)
-    suffix = file.name[len(stem) :] if stem else ""
+    suffix = composed(file.name)[len(stem) :] if stem else ""
     name = case or stem or file.name
     if suffix.lower().endswith(".gz"):
         suffix = suffix.lower()

@@ -21,6 +21,7 @@ from shared_components.data.layouts.split import find_leaks, sections
 
 AFFINE_TOLERANCE_MM = 0.1
 _PROGRESS_FROM = 20
+_BODY_MM = (0.1, 10_000.0)  # the longest side of a volume is hardly less, hardly more
 _ABOUT_THE_KIND_OF_PICTURE = {
     "alpha", "annotation_layers", "bit_depth", "colour_for_grey", "exif", "full_scale_mask", "grey_for_colour",
     "jpeg_mask", "palette_mask"
@@ -103,6 +104,7 @@ class _CaseCheck:
         grid, num_channels, scan = content
         if self.first is None:
             self.first = (path, grid)
+            self._see_size(path, grid)
         self._compare(path, grid, "channel_grid")
         self._nonfinite(path, scan, "nonfinite")
         constant = scan.constant_channels()
@@ -112,6 +114,12 @@ class _CaseCheck:
             text = f"constant image: every voxel is {scan.ranges[channel][0]:g}{which}"
             self._add("warning", path, text, "constant_image")
         return num_channels
+
+    def _see_size(self, path: Path, grid: Grid) -> None:
+        longest = max((size * step for size, step in zip(grid.shape, grid.spacing)), default=None)
+        if longest is not None and len(grid.shape) == 3 and not _BODY_MM[0] <= longest <= _BODY_MM[1]:
+            text = f"{grid}: {longest:.6g} mm across; if its unit is another than mm, correct the header or set pixdim"
+            self._add("warning", path, text, "implausible_size")
 
     def count_channels(self, channels: list[int], expected: int | None) -> None:
         """Compare the channels found, one number a readable file, with what the model takes."""
@@ -125,6 +133,8 @@ class _CaseCheck:
         elif sum(channels) != expected:
             found = f"{sum(channels)} channel{'s' if sum(channels) > 1 else ''}"
             remedy = "keep only the channels that it takes" if sum(channels) > expected else "add the others"
+            if len(channels) > max(1, expected):
+                remedy = "name those that it takes with --channels, or keep only their files"
             if expected == 1 and len(channels) == 1:
                 remedy = f"choose one, 0 to {channels[0] - 1}, with --channel, or {remedy}"
             self._add("error", path, f"{found}, model takes {expected}; {remedy}", "channels")

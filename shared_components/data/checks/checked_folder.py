@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from shared_components.data.formats.files import NIFTI_SUFFIXES, label_stem
+from shared_components.data.formats.files import NIFTI_SUFFIXES, composed, label_stem
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import LabelledSlices
@@ -152,7 +152,7 @@ def _write(path: Path, content: object) -> None:
 
 def _suffix(path: Path) -> str:
     stem = label_stem(path.name)
-    return path.name[len(stem) :] if stem else ""  # none of a series' folder, however it is called
+    return composed(path.name)[len(stem) :] if stem else ""  # none of a series' folder, however it is called
 
 
 def _link(source: Path, link: Path) -> None:

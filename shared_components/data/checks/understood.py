@@ -27,8 +27,9 @@ def overview(folder: CaseFolder, divided: bool = False) -> dict[str, str]:
         "cases": f"{len(folder.cases)}{tests}",
         "channels": ", ".join(folder.channels),
     }
-    if folder.layout == "manifest":
-        told["label in"] = f"column {folder.label_column}" if folder.label_column else "no column"
+    if folder.layout in ("manifest", "bids"):
+        column = "column " if folder.layout == "manifest" else ""
+        told["label in"] = f"{column}{folder.label_column}" if folder.label_column else f"no {column or 'file'}".strip()
     if folder.labelled:
         told["labels"] = labels or "not named; every whole number from 0 is accepted"
         if folder.ignored is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -39,7 +40,7 @@ class UnusableImage(Exception):
 
 
 def image_stem(name: str) -> str | None:
-    """Return ``name`` without its image suffix, or ``None`` for a hidden file or one that is no image."""
+    """Return ``name`` without its image suffix, `composed`; ``None`` for a hidden file or one that is no image."""
     return _stem(name, IMAGE_SUFFIXES)
 
 
@@ -48,7 +49,13 @@ def label_stem(name: str) -> str | None:
     return _stem(name, IMAGE_SUFFIXES + ANNOTATION_SUFFIXES)
 
 
+def composed(name: str) -> str:
+    """Return a name whose accents are parts of their letters (NFC): some systems write them after the letter."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
+    name = composed(name)
     if name.startswith("."):
         return None
     for suffix in suffixes:

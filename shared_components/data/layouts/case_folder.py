@@ -59,8 +59,9 @@ class CaseFolder:
 
     Attributes:
         root: absolute path of the folder.
-        layout: "msd", "nnunet", "manifest", "chaos", "btcv", "stacks", "paired", "parts", "channel folders", "case
-            folders" or "images"; "published" for folders a class (`shared_components.data.layouts.class_folders`).
+        layout: "msd", "nnunet", "manifest", "bids", "chaos", "btcv", "stacks", "paired", "parts", "channel folders",
+            "case folders" or "images"; "published" for folders a class
+            (`shared_components.data.layouts.class_folders`).
         channels: names of the image channels.
         label_names: name to value, without the background; empty if no ``dataset.json`` says.
         cases: the cases of the labelled part of the folder (or all images), complete or not, sorted by id.
@@ -97,7 +98,7 @@ class CaseFolder:
     @property
     def labelled(self) -> bool:
         """Whether the layout has labels at all."""
-        return self.layout != "images" and (self.layout != "manifest" or self.label_column is not None)
+        return self.layout != "images" and (self.layout not in ("manifest", "bids") or self.label_column is not None)
 
 
 def named_apart(cases: list[Case]) -> list[Case]:

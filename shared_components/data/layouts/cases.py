@@ -20,6 +20,7 @@ from shared_components.data.formats.files import (
     without_label_suffix,
 )
 from shared_components.data.layouts.abdomen import AbdomenCases, abdomen_cases
+from shared_components.data.layouts.bids import bids_cases
 from shared_components.data.layouts.case_folder import Case, CaseFolder, Finding, named_apart, paired_cases
 from shared_components.data.layouts.channel_files import group_channels, has_channel_suffix
 from shared_components.data.layouts.columns import Columns, case_folders, channel_folders, masks_by_class
@@ -32,13 +33,13 @@ from shared_components.data.layouts.dataset_json import (
     refuse_another_order,
     training_list,
 )
-from shared_components.data.layouts.hints import hint_at_images
+from shared_components.data.layouts.hints import NearMisses, hint_at_images
 from shared_components.data.layouts.manifest import Manifest, Row, read_manifest
 from shared_components.data.layouts.parts import joined_cases, part_folders, with_part_names
 from shared_components.errors import InputError
 
 LOOKED_FOR = (
-    "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, images/ beside labels/ or masks/, "
+    "an MSD or nnU-Net folder (imagesTr/ and labelsTr/), a manifest.csv, BIDS, images/ beside labels/ or masks/, "
     "images/ or Tissue Images/ beside Annotations/ of Aperio XML files, such folders in one called Training and one "
     "called Test, a folder a channel beside one of labels, "
     "a folder a case with its label in it, CHAOS or BTCV as they are shipped, "
@@ -57,7 +58,8 @@ def find_cases(
 
     Understood are the layouts "msd" (``dataset.json``, ``imagesTr``, ``labelsTr``, optional ``imagesTs``),
     "nnunet" (the same with a channel suffix such as ``_0000`` on every image), "manifest" (``manifest.csv`` with a
-    row a case: `shared_components.data.layouts.manifest.read_manifest`), "chaos", "btcv" and "stacks" (as those data
+    row a case: `shared_components.data.layouts.manifest.read_manifest`), "bids"
+    (`shared_components.data.layouts.bids.bids_cases`), "chaos", "btcv" and "stacks" (as those data
     sets are shipped or prepared: `shared_components.data.layouts.abdomen.abdomen_cases`), "paired" (``images/``,
     ``img/``, ``Tissue Images/`` or ``CXR_png/``, and ``labels/``, ``masks/`` or ``mask/``, with equally named files; a
     label's name may end in _segmentation, _mask, _seg, _label or _gt; or the masks lie in a folder a class), "channel
@@ -114,12 +116,15 @@ class _Finder:
         self.listing = training_list(self.meta, root, file)
         self.split = read_split(root)
         self.problems: list[Finding] = []
+        self.near_misses = NearMisses(root)
 
     def find(self) -> CaseFolder:
         if self._is_msd():
             layout, cases, unlabelled = self._labelled(self.root / "imagesTr", self.root / "labelsTr")
         elif (self.root / "manifest.csv").is_file():
             return self._from_manifest(read_manifest(self.root / "manifest.csv", self.channels, self.label_column))
+        elif columns := bids_cases(self.root, self.channels, self.label_column):
+            return self._from_columns(columns)
         elif self.label_column is None and (found := abdomen_cases(self.root)):
             return self._shipped(found)
         elif columns := channel_folders(self.root, self.channels, self.label_column):
@@ -231,27 +236,33 @@ class _Finder:
                 continue
             self._report_empty_cells(manifest, row, (masks or {}).get(row.id, ()))
             images = tuple(path for path in row.images if path)
-            own = layout == "case folders"  # files in them are called alike, or by their channel
+            own = layout in ("case folders", "bids")  # files in them are called alike, or by their channel
             cases[row.id] = Case(row.id, images, row.label, (masks or {}).get(row.id, ()), own, row.class_label)
         if manifest.split is self.split:
             for case in manifest.without_section:
                 self._problem(case, manifest.file, "in no section: its split is empty", "no_section", "warning")
         if manifest.label_column is None:
             self._problem("", manifest.file, manifest.no_label_text, "no_label_column", "warning")
-        rule = "the manifest's column of patients" if manifest.groups else ""
+        source = "the subjects of BIDS" if layout == "bids" else "the manifest's column of patients"
+        rule = source if manifest.groups else ""
         more = {"label_column": manifest.label_column, "groups": manifest.groups, "patient_rule": rule}
         return self._folder(layout, sorted(cases.values(), key=lambda case: case.id), [], **more)
 
     def _report_empty_cells(self, manifest: Manifest, row: Row, masks: Sequence[Path | None] = ()) -> None:
+        in_table = manifest.file.suffix == ".csv"
+        lacks = "the cell is empty" if in_table else "there is no such file, or more than one"
         empty = [column for column, path in zip(manifest.image_columns, row.images) if path is None]
         if len(empty) == len(row.images):
-            self._problem(row.id, manifest.file, f"row without an image: {', '.join(empty)} is empty", "no_image")
+            text = f"row without an image: {', '.join(empty)} is empty"
+            text = text if in_table else f"label without an image: no {', '.join(empty)}"
+            self._problem(row.id, manifest.file, text, "no_image")
         else:
             for column in empty:
-                text = f"channel {manifest.image_columns.index(column)} ({column}) is missing: the cell is empty"
+                text = f"channel {manifest.image_columns.index(column)} ({column}) is missing: {lacks}"
                 self._problem(row.id, manifest.file, text, "missing_channel")
         if manifest.label_column and row.label is None and not any(masks):
             text = f"image without a label: {manifest.label_column} is empty"
+            text = text if in_table else f"image without a label: no {manifest.label_column}"
             self._problem(row.id, manifest.file, text, "no_label")
 
     def _images_alone(self) -> tuple[str, list[Case], list[Case]]:
@@ -334,10 +345,13 @@ class _Finder:
 
     def _report_half(self, case: str, image: Path | None, label: Path | None) -> None:
         """Report an image without a label, or a label without an image."""
+        hint = self.near_misses.hint(case)
         if image:
-            self._problem(case, image, f"image without a label: no file of the name {case} among labels", "no_label")
+            text = f"image without a label: no file of the name {case} among labels{hint}"
+            self._problem(case, image, text, "no_label")
         elif label:
-            self._problem(case, label, f"label without an image: no file of the name {case} among images", "no_image")
+            text = f"label without an image: no file of the name {case} among images{hint}"
+            self._problem(case, label, text, "no_image")
 
     def _check_ids(self, cases: list[Case], unlabelled: list[Case]) -> None:
         known = {case.id for case in cases}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared_components.data.formats.files import image_stem, read_json_object
+from shared_components.data.formats.files import composed, image_stem, read_json_object
 from shared_components.errors import InputError
 
 SECTIONS = ("train", "validation", "test")
@@ -74,7 +74,7 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
     ``ignore`` is no label either (`ignored_value`).
 
     Raises:
-        InputError: a label's value is no whole number, or one of a region's is not.
+        InputError: a label's value is no whole number, or one of a region's is not; two labels share a value or a name.
     """
     labels = _label_items(meta, file)
     regions = [(name, value) for name, value in labels.items() if isinstance(value, list)]
@@ -84,6 +84,10 @@ def label_names(meta: dict[str, Any], file: Path) -> dict[str, int]:
                 _integer(value, f"a value of region '{name}'", file)
         return {}
     names = {name: _integer(value, f"the value of label '{name}'", file) for name, value in labels.items()}
+    owners: dict[int, str] = {}
+    for name, value in names.items():
+        if owners.setdefault(value, name) != name:
+            raise InputError(f"{file}: the labels '{owners[value]}' and '{name}' both have the value {value}; keep one")
     return {name: number for name, number in names.items() if number != 0 and name.lower() != IGNORED}
 
 
@@ -115,6 +119,8 @@ def _label_items(meta: dict[str, Any], file: Path) -> dict[str, Any]:
     for key, value in labels.items():
         msd_form = isinstance(value, str) and not value.lstrip("-").isdigit()
         name, number = (value, key) if msd_form else (key, value)
+        if str(name) in named:
+            raise InputError(f"{file}: two labels are called '{name}'; give each a name of its own")
         named[str(name)] = number
     return named
 
@@ -148,11 +154,11 @@ def read_split(root: Path) -> dict[str, list[str]] | None:
         return None
     split: dict[str, list[str]] = {}
     for key, ids in read_json_object(file).items():
-        if key not in SECTION_KEYS:
+        if key.lower() not in SECTION_KEYS:
             raise InputError(f"{file}: unknown section '{key}'; expected {', '.join(SECTIONS)}")
         if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
             raise InputError(f"{file}: section '{key}' must be a list of case ids (file names without suffix)")
-        split[SECTION_KEYS[key]] = sorted(image_stem(case) or case for case in ids)
+        split[SECTION_KEYS[key.lower()]] = sorted(image_stem(Path(case).name) or composed(case) for case in ids)
     if not any(split.values()):
         raise InputError(f"{file}: names no case; list ids under {', '.join(SECTIONS)} or remove the file")
     return split

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from shared_components.data.formats.files import label_stem
+from shared_components.data.formats.files import composed, label_stem
 from shared_components.data.layouts.dataset_json import SECTION_KEYS, SECTIONS
 from shared_components.errors import InputError
 
 LABEL_COLUMNS = ("label", "mask", "seg", "segmentation")
 CLASS_COLUMN = "class_label"
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
+_KNOWN = ("id", "image", "split", CLASS_COLUMN, *LABEL_COLUMNS, *GROUP_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Manifest:
         split: ids of each section that the column "split" names, sorted; ``None`` if there is no such column.
         groups: id to patient, where a column of `GROUP_COLUMNS` says.
         without_section: ids of rows whose "split" is empty.
+        without_label: what to say where labels are needed and there is no label column, if not the usual.
     """
 
     file: Path
@@ -54,10 +57,13 @@ class Manifest:
     split: dict[str, list[str]] | None
     groups: dict[str, str]
     without_section: list[str]
+    without_label: str = ""
 
     @property
     def no_label_text(self) -> str:
         """What to say where labels are needed and there is no label column."""
+        if self.without_label:
+            return self.without_label
         missing = f"no labels: has no column {', '.join(LABEL_COLUMNS)} that holds paths"
         others = f" ({', '.join(self.other_columns)})" if self.other_columns else ""
         return f"{missing}; name one that does with label_column{others}"
@@ -69,6 +75,7 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
     The id is the column "id", else the name of the first image without suffix. Paths are relative to the manifest's
     folder. Sections are those of the column "split" (train, validation or val, test), patients those of the first
     column of `GROUP_COLUMNS`; the column "class_label" holds the class of an image, for models that are told it.
+    Capitals in the names of these columns do not matter.
 
     Args:
         file: the manifest; separated by commas, semicolons or tabs.
@@ -78,7 +85,8 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
             or of Aperio annotations (.xml).
 
     Raises:
-        InputError: the file cannot be read, has no rows, or lacks a column that is needed.
+        InputError: the file cannot be read, has no rows, lacks a column that is needed or has one twice, or an id is no
+            name of a file.
     """
     table = _Table(file)
     paths = [column for column in table.columns if table.holds_paths(column)]
@@ -89,7 +97,13 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
     for number, cells in enumerate(table.rows, 1):
         images = tuple(_path(file.parent, cells[column]) for column in image_columns)
         label = _path(file.parent, cells[label_column]) if label_column else None
-        case = cells.get("id") or next((_stem(path) for path in (*images, label) if path), f"row {number}")
+        case = composed(cells.get("id", "")) or next(
+            (_stem(path) for path in (*images, label) if path), f"row {number}"
+        )
+        if "/" in case or "\\" in case:
+            raise InputError(
+                f"{file}: id '{case}' of case {number}: results are called by it; write it without slashes"
+            )
         rows.append(Row(case, images, label, cells.get(CLASS_COLUMN)))
         if group_column and cells[group_column]:
             groups[case] = cells[group_column]
@@ -120,7 +134,10 @@ class _Table:
             raise InputError(f"{file}: cannot be read as UTF-8 text ({error}); mend or remove the file") from error
         separator = max(",;\t", key=lambda character: lines[0].count(character)) if lines else ","
         records = [[cell.strip() for cell in record] for record in csv.reader(lines, delimiter=separator)]
-        self.columns = records[0] if records else []
+        self.columns = _known_as_such(records[0]) if records else []
+        twice = [column for column, count in Counter(filter(None, self.columns)).items() if count > 1]
+        if twice:
+            raise InputError(f"{file}: two columns are called '{twice[0]}'; keep one, or rename it")
         self.rows = []
         for number, record in enumerate(records[1:], 2):
             if not any(record):
@@ -135,7 +152,7 @@ class _Table:
     def holds_paths(self, column: str) -> bool:
         """Tell whether the cells of a column that are not empty name files of images or annotations."""
         cells = [row[column] for row in self.rows if row[column]]
-        return bool(cells) and all(label_stem(Path(cell).name) for cell in cells)
+        return bool(cells) and all(label_stem(PureWindowsPath(cell).name) for cell in cells)
 
     def exists(self, column: str) -> bool:
         """Tell whether the first file that a column names is there."""
@@ -146,17 +163,25 @@ class _Table:
         """Return the column, or raise if there is none of this name."""
         if column in self.columns:
             return column
+        if column.lower() in _KNOWN and column.lower() in self.columns:
+            return column.lower()
         near = get_close_matches(column, self.columns, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{self.file}: no column '{column}' for {what}; columns: {', '.join(self.columns)}{hint}")
 
 
+def _known_as_such(columns: list[str]) -> list[str]:
+    """Write the names of columns that mean something here small, unless one is written so already."""
+    return [name.lower() if name.lower() in _KNOWN and name.lower() not in columns else name for name in columns]
+
+
 def _label_column(table: _Table, wanted: str | None, paths: list[str]) -> str | None:
     if wanted is None:
         return next((column for column in LABEL_COLUMNS if column in paths), None)
-    if table.needs(wanted, "label_column") not in paths:
+    column = table.needs(wanted, "label_column")
+    if column not in paths:
         raise InputError(f"{table.file}: column '{wanted}' holds no paths of images; those that do: {', '.join(paths)}")
-    return wanted
+    return column
 
 
 def _image_columns(table: _Table, channels: Sequence[str] | int | None, paths: Sequence[str]) -> tuple[str, ...]:
@@ -189,7 +214,7 @@ def _split(table: _Table, ids: list[str]) -> tuple[dict[str, list[str]] | None, 
 
 
 def _path(folder: Path, cell: str) -> Path | None:
-    return folder / cell.replace("\\", "/") if cell else None
+    return folder / os.path.expanduser(cell.replace("\\", "/")) if cell else None
 
 
 def _stem(path: Path) -> str:

@@ -174,6 +174,14 @@ def test_gzip_content_under_a_plain_name_and_a_missing_file(tmp_path):
     assert "No such file" in message
 
 
+@pytest.mark.parametrize("step, across", [(5000.0, "30000"), (1e-4, "0.0006")])
+def test_a_volume_of_no_bodys_size_is_a_warning(tmp_path, step, across):
+    """Micrometres or metres taken for millimetres: resampling would make billions of voxels of it, or one."""
+    affine = np.diag([step, step, step, 1.0])
+    case = Case("a", (save(tmp_path / "image.nii.gz", some_image(), affine),))
+    assert f"{across} mm across" in only(check_case(case), "warning", "implausible_size", "image.nii.gz")
+
+
 @pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan")])
 def test_unusable_spacing_is_printed(tmp_path, spacing):
     content = bytearray(gzip.decompress(good_bytes(tmp_path)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from shared_components.data.checks.check_data import check_data
 from shared_components.data.datalists import datalist, inference_cases
 from shared_components.data.layouts.cases import Case, find_cases
+from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.errors import InputError
 from tests.data.folders import case_names, msd_folder, save, some_image, some_label
 
@@ -61,7 +64,7 @@ def test_a_split_brings_in_files_that_the_list_leaves_out(tmp_path):
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
     listed = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
-    (tmp_path / "split.json").write_text('{"train": ["a"], "test": ["b.nii.gz"]}', encoding="utf-8")
+    (tmp_path / "split.json").write_text('{"Train": ["images/a.nii.gz"], "test": ["b.nii.gz"]}', encoding="utf-8")
     folder = find_cases(tmp_path)
     assert [case.id for case in folder.cases] == ["a", "b"]
     assert folder.problems == []
@@ -245,6 +248,8 @@ def test_channels_given_by_the_user_come_first(tmp_path):
         ("dataset.json", '{"labels": {"background": 0, "whole": [1, "x"]}}', "region 'whole' is 'x'"),
         ("dataset.json", '{"channel_names": {"first": "T1"}}', "a channel number is 'first'"),
         ("dataset.json", '{"training": ["a.nii.gz"]}', '"training" entry 0'),
+        ("dataset.json", '{"labels": {"a": 1, "b": 1}}', "the labels 'a' and 'b' both have the value 1"),
+        ("dataset.json", '{"labels": {"1": "a", "2": "a"}}', "two labels are called 'a'"),
         ("split.json", '{"trian": []}', "unknown section 'trian'"),
         ("split.json", '{"train": "a"}', "must be a list"),
         ("split.json", "{}", "names no case"),
@@ -312,8 +317,8 @@ def test_capitals_of_a_folders_name_do_not_matter(tmp_path):
 
 
 def test_images_that_lie_too_deep_are_pointed_at(tmp_path):
-    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
-    with pytest.raises(InputError, match=f"images lie deeper, in {tmp_path / 'sub-01' / 'anat'}: list them"):
+    touch(tmp_path, "patient-01/anat/T1w.nii.gz")
+    with pytest.raises(InputError, match=f"images lie deeper, in {tmp_path / 'patient-01' / 'anat'}: list them"):
         find_cases(tmp_path)
 
 
@@ -344,3 +349,29 @@ def test_real_hippocampus(real_data):
     assert folder.label_names == {"Anterior": 1, "Posterior": 2}
     assert {section: len(ids) for section, ids in folder.split.items()} == {"train": 160, "test": 40}
     assert folder.problems == []
+
+
+def test_names_are_the_same_however_their_accents_are_written(tmp_path):
+    """macOS writes an accent after its letter; copied to another system, such a name differs from a label's."""
+    apart, together = (unicodedata.normalize(form, "é_1") for form in ("NFD", "NFC"))
+    save(tmp_path / "images" / f"{apart}.nii.gz", some_image())
+    save(tmp_path / "labels" / f"{together}.nii.gz", some_label())
+    (tmp_path / "split.json").write_text(json.dumps({"train": [apart], "test": []}), encoding="utf-8")
+    folder = find_cases(tmp_path)
+    assert ([case.id for case in folder.cases], folder.split, folder.problems) == (
+        [together],
+        {"train": [together], "test": []},
+        [],
+    )
+    item = folder.cases[0].datalist_item()
+    assert LoadImageChannelsd("image", 1)(item)["image"].meta["filename_or_obj"].endswith(f"/{together}.nii.gz")
+    check_data(tmp_path, skip_bad=tmp_path / "usable")
+    assert (tmp_path / "usable" / "imagesTr" / f"{together}.nii.gz").is_symlink()
+
+
+def test_a_file_of_another_kind_or_of_other_capitals_is_pointed_at(tmp_path):
+    touch(tmp_path, "images/a.mgz", "images/B.nii.gz", "images/c.nii.gz")
+    touch(tmp_path, "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz", "labels/d.nii.gz")
+    told = {problem.case: problem.message.partition("among images")[2] for problem in find_cases(tmp_path).problems}
+    assert told["a"] == "; images/a.mgz is of a kind that is not read: convert it"
+    assert told["b"] == "; capitals count, and there is images/B.nii.gz" and told["d"] == ""

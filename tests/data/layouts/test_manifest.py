@@ -84,6 +84,14 @@ def test_without_ids_files_name_the_cases_and_separators_and_slashes_may_differ(
     assert case == Case("a", (tmp_path / "img" / "a.png",), tmp_path / "seg" / "a.png")
 
 
+def test_capitals_of_columns_a_home_and_windows_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = find_cases(write(tmp_path, "ID,Image,Label,Patient", "a,~/a.png,.\\masks\\a.png,anna"))
+    assert folder.cases == [Case("a", (tmp_path / "home" / "a.png",), tmp_path / "masks" / "a.png")]
+    assert folder.groups == {"a": "anna"}
+    assert find_cases(tmp_path, label_column="Label").label_column == "label"
+
+
 def test_empty_cells_and_doubled_ids_are_problems(tmp_path):
     lines = ["a,a.png,b.png,m.png", "a,c.png,d.png,m.png", "b,,,m.png", "c,c.png,,m.png", "d,d.png,e.png,"]
     folder = find_cases(write(tmp_path, "id,flair,t1c,mask", *lines), ["flair", "t1c"])
@@ -104,6 +112,9 @@ def test_empty_cells_and_doubled_ids_are_problems(tmp_path):
         (["id,image,mask,split", "a,a.png,m.png,training"], "split of a is 'training', expected one of train"),
         (["id,image,mask", "a,a.png,m.png,more"], "row 2 has 4 cells, the header 3"),
         (["id,picture,mask", "a,a.png,m.png"], "no column 'image'"),
+        (["id,image,image", "a,a.png,m.png"], "two columns are called 'image'"),
+        (["id,image,mask", "site/a,a.png,m.png"], "id 'site/a' of case 1: results are called by it"),
+        (["id,image,mask", "..\\a,a.png,m.png"], "without slashes"),
     ],
 )
 def test_a_broken_manifest_names_file_and_reason(tmp_path, lines, phrase):
