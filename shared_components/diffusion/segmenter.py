@@ -279,7 +279,7 @@ class DiffusionSegmenter(nn.Module):
             member = members[first : first + at_once]
             mirrored = (member // stride) % len(seen)
             sampled = self._reverse_process(
-                torch.stack(seen)[mirrored].flatten(0, 1),
+                _chosen([[view] for view in seen], 0, mirrored),
                 [_chosen(features, part, mirrored) for part in range(len(features[0]))],
                 member.repeat_interleave(count),
                 position.repeat(member.shape[0]),
@@ -333,6 +333,8 @@ class DiffusionSegmenter(nn.Module):
 
 def _chosen(features: List[List[Tensor]], part: int, view: Tensor) -> Tensor:
     """One part of the features of several views (each (N, ...)), for a view per member: (M * N, ...)."""
+    if view.shape[0] == 1:  # large pictures go member by member, and their features are not to be copied
+        return features[int(view[0])][part]
     return torch.stack([of_view[part] for of_view in features])[view].flatten(0, 1)
 
 

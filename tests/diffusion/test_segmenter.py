@@ -9,7 +9,7 @@ from torch import nn
 
 import shared_components.diffusion.schedules  # noqa: F401  registers the schedule
 from shared_components.diffusion.inferers import SamplingInferer
-from shared_components.diffusion.segmenter import DiffusionSegmenter
+from shared_components.diffusion.segmenter import DiffusionSegmenter, _chosen
 from shared_components.diffusion.slices import volume_to_slices
 from shared_components.ensembling import combine_members, weigh_by_expected_dice
 from shared_components.errors import InputError
@@ -50,6 +50,12 @@ def test_result_does_not_depend_on_chunks(combine):
     for size in (1, 3, 7):
         part = segmenter(max_batch_size=size, **options)(VOLUME)
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+
+
+def test_a_member_alone_gets_its_views_features_without_a_copy():
+    views = [[torch.randn(2, 3)], [torch.randn(2, 3)]]
+    assert _chosen(views, 0, torch.tensor([1])) is views[1][0]
+    assert torch.equal(_chosen(views, 0, torch.tensor([1, 0])), torch.cat([views[1][0], views[0][0]]))
 
 
 def test_staple_fuses_the_members_votes_and_keeps_one_byte_of_each():
