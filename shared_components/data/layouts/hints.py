@@ -29,7 +29,7 @@ def hint_at_images(root: Path) -> str:
 
 
 class NearMisses:
-    """Files one folder down from a root that look like a missing one: of a kind that is not read, or of other capitals."""
+    """Files one folder down from a root that may be a missing one: of a kind that is not read, or of other capitals."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
