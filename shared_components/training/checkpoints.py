@@ -60,7 +60,16 @@ class TrainingState:
         self.overwrite = overwrite
 
     def attach(self, engine: Engine) -> None:
-        """Add the handler to a trainer."""
+        """Add the handler to a trainer.
+
+        Raises:
+            InputError: there is no step in an epoch, which MONAI's engines pass over without starting.
+        """
+        if engine.state.epoch_length == 0:
+            raise InputError(
+                "no step in an epoch: drop_last leaves out the training cases, which are fewer than batch_size; give a "
+                "smaller --batch_size or --drop_last False"
+            )
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._release)
 
@@ -76,11 +85,6 @@ class TrainingState:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)  # by now the last of them
 
     def _begin(self, engine: Engine) -> None:
-        if engine.state.epoch_length == 0:
-            raise InputError(
-                "no step in an epoch: drop_last leaves out the training cases, which are fewer than batch_size; give a "
-                "smaller --batch_size or --drop_last False"
-            )
         if self.resume:
             self.load(engine)
         elif self.path.exists() and not self.overwrite:
