@@ -147,6 +147,23 @@ def test_metadata_keeps_the_schema(bundle: Path) -> None:
     jsonschema.validate(read(bundle, "metadata"), schema)
 
 
+# Presets of sampling
+
+
+def test_fast_json_asks_for_fewer_calls_of_the_same_network_and_for_nothing_else(segmenter: Path) -> None:
+    if not (segmenter / "configs" / "fast.json").is_file():
+        assert not {"num_train_timesteps", "mirror_members"} <= set(read(segmenter, "inference")), "it has members"
+        return
+    assert set(read(segmenter, "fast")) == {"num_samples", "num_inference_steps"}
+    usual, fast = (parser(segmenter, *names, device="cpu") for names in (("inference",), ("inference", "fast")))
+    made, quick = (item.get_parsed_content("network_def") for item in (usual, fast))
+    calls, fewer = (network.num_samples * network.num_inference_steps for network in (made, quick))
+    assert 4 * fewer <= calls
+    assert quick.num_samples >= len(getattr(quick, "slice_axes", [0])), "each axis has a member"
+    evaluated = parser(segmenter, "train", "evaluate", "fast", device="cpu").get_parsed_content("network_def")
+    assert (evaluated.num_samples, evaluated.num_inference_steps) == (quick.num_samples, quick.num_inference_steps)
+
+
 # Identifiers, references, keys
 
 

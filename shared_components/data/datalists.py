@@ -84,7 +84,8 @@ def datalist(
         fold, num_folds: which part of what is not tested validates; without a fold `sections` has a rule.
         patient_pattern: regular expression that finds the patient in a case id
             (`shared_components.data.layouts.split.group_patients`); by default a manifest's column, else a case is a
-        patient. channel: the one that a model of one channel is shown, of files with several.
+            patient.
+        channel: the one that a model of one channel is shown, of files with several.
         published_fold: 0, 1 or 2: train and test as cDAL was published on lungs
             (`shared_components.data.layouts.lung_folds.published_lung_split`).
         whole_labels: refuse a folder with a label to be ignored: for models that cannot leave voxels out.

@@ -14,9 +14,10 @@ from monai.transforms import MapTransform
 from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
 from shared_components.data.datalists import note_left_out, refuse_ignored
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
-from shared_components.data.layouts.class_column import CLASS_COLUMNS, manifest_classes, unknown_words
+from shared_components.data.layouts.class_column import manifest_classes, unknown_words
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
 from shared_components.data.layouts.dataset_json import SECTIONS
+from shared_components.data.layouts.manifest import CLASS_COLUMNS
 from shared_components.data.layouts.split import choose_split, find_leaks, sections
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.slice_transforms import object_pixels

@@ -19,6 +19,7 @@ from shared_components.data.image_labels import (
     mask_class,
     slice_list,
 )
+from shared_components.data.layouts.class_column import unknown_words
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.slice_folder import prepare_slices, slice_folder
@@ -95,6 +96,21 @@ def test_a_manifest_without_ids_and_with_spaces_in_its_header(tmp_path):
     (tmp_path / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
     items = sum((slice_list(tmp_path, section) for section in ("train", "validation", "test")), [])
     assert {Path(item["image"]).stem: item["class"] for item in items} == {f"i{n}": n % 2 for n in range(10)}
+
+
+@pytest.mark.parametrize("header", ["ID,Image,Class,Patient", "Image,Class,Patient"])
+def test_a_manifest_of_words_with_capitals_in_its_header(tmp_path, header):
+    """The paths and the words are read by one reader, whatever it forgives; cells without a word have none."""
+    rows = []
+    for number in range(6):
+        picture(tmp_path / f"slice {number}.png", 10 * number)
+        cells = [f"s{number}", f".\\slice {number}.png", ("Normal", "TUMOR", "")[number % 3], f"p{number}"]
+        rows.append(",".join(cells[-header.count(",") - 1 :]))
+    (tmp_path / "manifest.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    found = find_labelled_slices(tmp_path)
+    ids = [case.id for case in found.folder.cases]
+    assert found.classes == {ids[0]: 0, ids[1]: 1, ids[3]: 0, ids[4]: 1}
+    assert unknown_words(found.folder) == ""
 
 
 def breast_ultrasound(root: Path) -> Path:

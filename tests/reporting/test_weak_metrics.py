@@ -232,6 +232,30 @@ def test_a_slice_of_no_named_patient_is_one_of_its_own(tmp_path):
     assert row["patient"] == row["case"]
 
 
+def test_slices_of_equal_names_count_apart_and_repeated_ones_once_over_processes(tmp_path, monkeypatch):
+    """Each process has a slice of its own called alike, as normal/slice.png and tumor/slice.png; one has both."""
+    image = tensor(square(2, 5)) - 0.01
+
+    def rows_of(folders: list[str]) -> dict:
+        def case(folder: str) -> dict:
+            label = MetaTensor(image.clone(), meta={"filename_or_obj": str(tmp_path / folder / "slice.png")})
+            return {"image": image, "pred": torch.cat([1 - image, image]), "class": 1, "patient": "a", "label": label}
+
+        engine = Engine(lambda engine, batch: batch)
+        engine.state.device = torch.device("cpu")
+        handler = WeakMetrics(tmp_path / "-".join(folders), Bright())
+        handler.attach(engine)
+        engine.run([[case(folder)] for folder in folders])
+        return handler._rows
+
+    parts = [rows_of(["normal"]), rows_of(["normal", "tumor"])]
+    monkeypatch.setattr("shared_components.reporting.weak_handler.gather", lambda own: parts)
+    rows_of(["tumor"])
+    with open(tmp_path / "tumor" / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["case"], row["patient"]) for row in found] == [("slice", "a")] * 2
+
+
 class Draws(Bright):
     """Draws that move the image to the right, one pixel a draw."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from shared_components.data.formats.files import label_stem
+from shared_components.data.formats.files import composed, label_stem
 from shared_components.data.layouts.case_folder import CaseFolder
 from shared_components.data.layouts.class_folders import NEGATIVE_WORDS, POSITIVE_WORDS
+from shared_components.data.layouts.manifest import CLASS_COLUMNS, Table, cell_path
 
-CLASS_COLUMNS = ("class", "image_label", "label")
 _NAMED = 5
 _WORDS = {**dict.fromkeys(NEGATIVE_WORDS, 0), **dict.fromkeys(POSITIVE_WORDS, 1)}
 
@@ -23,12 +22,13 @@ def manifest_words(folder: CaseFolder) -> tuple[str, dict[str, str]]:
     """
     if folder.layout != "manifest":
         return "", {}
-    rows = _rows(folder)
+    rows = Table(folder.root / "manifest.csv").rows
     ids = {file: case.id for case in folder.cases for file in case.images}
     for column in CLASS_COLUMNS:
         told = [row for row in rows if row.get(column)]
         if told and all(row[column].lower() in _WORDS for row in told):
-            return column, {row.get("id") or _id_by_image(row, folder.root, ids): row[column].lower() for row in told}
+            names = (composed(row.get("id", "")) or _id_by_image(row, folder.root, ids) for row in told)
+            return column, {name: row[column].lower() for name, row in zip(names, told)}
     return "", {}
 
 
@@ -36,21 +36,14 @@ def unknown_words(folder: CaseFolder) -> str:
     """Say what a manifest's column of classes holds that is no word of a class; empty if it is all known, or paths."""
     if folder.layout != "manifest" or manifest_words(folder)[0]:
         return ""
-    rows = _rows(folder)
+    rows = Table(folder.root / "manifest.csv").rows
     for column in CLASS_COLUMNS:
-        strange = sorted({row[column] for row in rows if row.get(column, "0").lower() not in _WORDS})
+        strange = sorted({row[column] for row in rows if (row.get(column) or "0").lower() not in _WORDS})
         if strange and not any(label_stem(Path(cell).name) for cell in strange):
             some = ", ".join(strange[:_NAMED]) + (" and others" if len(strange) > _NAMED else "")
             known = f"{', '.join(NEGATIVE_WORDS)} or {', '.join(POSITIVE_WORDS)}"
             return f"the column {column} holds {some}, expected {known}"
     return ""
-
-
-def _rows(folder: CaseFolder) -> list[dict[str, str]]:
-    lines = (folder.root / "manifest.csv").read_text(encoding="utf-8-sig").splitlines()
-    separator = max(",;\t", key=lines[0].count)
-    reader = csv.DictReader(lines, delimiter=separator)
-    return [{key.strip(): cell.strip() for key, cell in row.items() if key and cell} for row in reader]
 
 
 def manifest_classes(folder: CaseFolder) -> dict[str, int]:
@@ -59,5 +52,5 @@ def manifest_classes(folder: CaseFolder) -> dict[str, int]:
 
 
 def _id_by_image(row: Mapping[str, str], root: Path, ids: Mapping[Path, str]) -> str:
-    files = (root / cell.replace("\\", "/") for cell in row.values())
+    files = (cell_path(root, cell) for cell in row.values())
     return next((ids[file] for file in files if file in ids), "")

@@ -16,8 +16,9 @@ from shared_components.errors import InputError
 
 LABEL_COLUMNS = ("label", "mask", "seg", "segmentation")
 CLASS_COLUMN = "class_label"
+CLASS_COLUMNS = ("class", "image_label", "label")
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
-_KNOWN = ("id", "image", "split", CLASS_COLUMN, *LABEL_COLUMNS, *GROUP_COLUMNS)
+_KNOWN = ("id", "image", "split", CLASS_COLUMN, *CLASS_COLUMNS, *LABEL_COLUMNS, *GROUP_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,15 @@ def read_manifest(file: Path, channels: Sequence[str] | int | None, label_column
         InputError: the file cannot be read, has no rows, lacks a column that is needed or has one twice, or an id is no
             name of a file.
     """
-    table = _Table(file)
+    table = Table(file)
     paths = [column for column in table.columns if table.holds_paths(column)]
     label_column = _label_column(table, label_column, paths)
     image_columns = _image_columns(table, channels, [column for column in paths if column != label_column])
     group_column = next((column for column in GROUP_COLUMNS if column in table.columns), None)
     rows, groups = [], {}
     for number, cells in enumerate(table.rows, 1):
-        images = tuple(_path(file.parent, cells[column]) for column in image_columns)
-        label = _path(file.parent, cells[label_column]) if label_column else None
+        images = tuple(cell_path(file.parent, cells[column]) for column in image_columns)
+        label = cell_path(file.parent, cells[label_column]) if label_column else None
         case = composed(cells.get("id", "")) or next(
             (_stem(path) for path in (*images, label) if path), f"row {number}"
         )
@@ -120,11 +121,18 @@ def column_if_there(dataset_dir: str | os.PathLike, column: str) -> str | None:
         InputError: as `read_manifest`, for a manifest that cannot be read.
     """
     file = Path(dataset_dir).expanduser() / "manifest.csv"
-    return column if file.is_file() and column in _Table(file).columns else None
+    return column if file.is_file() and column in Table(file).columns else None
 
 
-class _Table:
-    """The cells of a CSV file, stripped, by column."""
+class Table:
+    """The cells of a CSV file, stripped, by column; columns that mean something here are written small.
+
+    Args:
+        file: separated by commas, semicolons or tabs.
+
+    Raises:
+        InputError: it cannot be read, has no rows or too long ones, or a column twice.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -156,7 +164,7 @@ class _Table:
 
     def exists(self, column: str) -> bool:
         """Tell whether the first file that a column names is there."""
-        path = _path(self.file.parent, next(row[column] for row in self.rows if row[column]))
+        path = cell_path(self.file.parent, next(row[column] for row in self.rows if row[column]))
         return path is not None and path.is_file()
 
     def needs(self, column: str, what: str) -> str:
@@ -175,7 +183,7 @@ def _known_as_such(columns: list[str]) -> list[str]:
     return [name.lower() if name.lower() in _KNOWN and name.lower() not in columns else name for name in columns]
 
 
-def _label_column(table: _Table, wanted: str | None, paths: list[str]) -> str | None:
+def _label_column(table: Table, wanted: str | None, paths: list[str]) -> str | None:
     if wanted is None:
         return next((column for column in LABEL_COLUMNS if column in paths), None)
     column = table.needs(wanted, "label_column")
@@ -184,7 +192,7 @@ def _label_column(table: _Table, wanted: str | None, paths: list[str]) -> str | 
     return column
 
 
-def _image_columns(table: _Table, channels: Sequence[str] | int | None, paths: Sequence[str]) -> tuple[str, ...]:
+def _image_columns(table: Table, channels: Sequence[str] | int | None, paths: Sequence[str]) -> tuple[str, ...]:
     named = (channels,) if isinstance(channels, str) else channels
     names = () if named is None or isinstance(named, int) else tuple(named)
     if names and (set(names) & set(table.columns) or "image" not in table.columns):
@@ -195,7 +203,7 @@ def _image_columns(table: _Table, channels: Sequence[str] | int | None, paths: S
     raise InputError(f"{table.file}: no column 'image'; name the image columns with channels{found}")
 
 
-def _split(table: _Table, ids: list[str]) -> tuple[dict[str, list[str]] | None, list[str]]:
+def _split(table: Table, ids: list[str]) -> tuple[dict[str, list[str]] | None, list[str]]:
     if "split" not in table.columns:
         return None, []
     split: dict[str, list[str]] = {}
@@ -213,7 +221,8 @@ def _split(table: _Table, ids: list[str]) -> tuple[dict[str, list[str]] | None, 
     return {section: sorted(cases) for section, cases in split.items()} or None, without
 
 
-def _path(folder: Path, cell: str) -> Path | None:
+def cell_path(folder: Path, cell: str) -> Path | None:
+    """Return the file that a cell of a manifest in ``folder`` names, ``None`` for an empty one."""
     return folder / os.path.expanduser(cell.replace("\\", "/")) if cell else None
 
 
