@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shared_components.data.datalists import inference_cases, note_failure
-from shared_components.data.formats.files import image_stem
+from shared_components.data.formats.files import image_stem, write_json
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.layouts.split import choose_split, sections
 from shared_components.errors import InputError
 from shared_components.training.files import load_safely
+from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +157,11 @@ def pseudo_labelled(
     if statistics == "target":
         adapt_statistics(network, _Batches(items, preprocessing, device))
     network.eval()
-    with _replaced(folder) as temporary:
+    with whole_folder(folder, replace=True) as made:
         for item, label in tqdm(list(zip(items, labels)), "pseudo-labels", leave=False):
             probability = _segment(network, preprocessing(item)["image"], device)
-            _write_mask(confident_mask(probability, max_share, min_size), temporary / label.name)
-        (temporary / DESCRIPTION).write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
+            _write_mask(confident_mask(probability, max_share, min_size), made / label.name)
+        write_json(made / DESCRIPTION, stated)
     return listed
 
 
@@ -239,23 +238,3 @@ def _is_current(folder: Path, stated: Mapping[str, Any], labels: Sequence[Path])
     except (OSError, ValueError):
         return False
     return found == stated and all(label.is_file() for label in labels)
-
-
-class _replaced:
-    """A temporary folder that takes the place of ``folder`` once everything in it is complete."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        os.chmod(self.temporary, 0o755)
-        return self.temporary
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(self.temporary, self.folder)
-        else:
-            shutil.rmtree(self.temporary, ignore_errors=True)

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from shared_components.data.fingerprint import Fingerprint
 from shared_components.data.formats.files import read_json_object
 from shared_components.data.layouts.cases import CaseFolder
 from shared_components.data.layouts.split import sections
+from shared_components.whole_files import whole_folder
 
 OVERLAYS = ("evaluate", "multi_gpu_train", "plain", "plain_backbone", "attention")
 
@@ -52,17 +52,15 @@ def write_adapted(
         ),
         "data_license.txt": data_licence(folder),
     }
-    with tempfile.TemporaryDirectory(prefix=".adapt_", dir=target.parent) as scratch:
-        built = Path(scratch) / name
+    with whole_folder(target) as built:
         for part in ("configs", "docs", "models"):
-            (built / part).mkdir(parents=True)
+            (built / part).mkdir()
         for file, content in {**configs, "metadata": meta}.items():
             (built / "configs" / f"{file}.json").write_text(config_text(content), encoding="utf-8")
         for file, text in docs.items():
             (built / "docs" / file).write_text(text, encoding="utf-8")
         shutil.copyfile(source.folder / "configs" / "logging.conf", built / "configs" / "logging.conf")
         shutil.copyfile(source.folder / "LICENSE", built / "LICENSE")
-        os.rename(built, target)
 
 
 def _adapted(config: Mapping[str, Any], settings: Mapping[str, Any], target: Path, name: str, method: str) -> dict:

@@ -25,6 +25,7 @@ from shared_components.bundle_tools.published_names import (
 )
 from shared_components.data.formats.files import read_json_object
 from shared_components.errors import InputError, find_input_error
+from shared_components.training.files import save_atomically
 
 SEED = 0
 # Configurations whose network may have a published form; a method may generate images by another one than it infers by.
@@ -105,7 +106,7 @@ def import_checkpoint(
     if base is not None:
         _load_base(network, Path(base).expanduser(), overlay)
     module.load_state_dict(convert(tensors, module))
-    _save(network.state_dict(), target)
+    save_atomically(network.state_dict(), target)
     remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
     others = [name for name in PARTS if name != part and isinstance(getattr(network, name, None), nn.Module)]
     if others and base is None:
@@ -252,16 +253,3 @@ def _build_network(base: Path, overlay: Path, overrides: Mapping[str, Any]) -> t
                 raise
             reason = " ".join(str(error.__cause__ or error).split())
             raise InputError(f"overrides {dict(overrides)}: no network can be built with them: {reason}") from error
-
-
-def _save(state: dict[str, Tensor], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

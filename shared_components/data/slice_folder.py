@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from shared_components.data.checks.cases import usual_spatial_dims
+from shared_components.data.formats.files import write_json
 from shared_components.data.image_labels import find_labelled_slices
 from shared_components.data.layouts.cases import Case
 from shared_components.data.layouts.split import sections
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.slice_transforms import is_foreground
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
+from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def prepare_slices(
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if not 0 <= min_share < 1 or not 0 <= min_body < 1 or every < 1:
         raise InputError(f"min_share {min_share}, min_body {min_body}, every {every}: expected shares, and at least 1")
-    if labels_of not in LABELS_OF:
-        raise InputError(f"labels_of must be one of {', '.join(LABELS_OF)}, not {labels_of!r}")
+    check_choice("labels_of", labels_of, LABELS_OF)
     found = find_labelled_slices(dataset_dir)
     folder, classes = found.folder, found.classes if labels_of == "volume" else {}
     cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
@@ -100,16 +99,14 @@ def prepare_slices(
     if _is_complete(target, settings):
         return target
     place = {case: section for section, ids in sections(folder).items() for case in ids}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".slices-", dir=target.parent) as temporary:
-        scratch = Path(temporary) / "set"
+    with whole_folder(target) as made:
         for name in ("images", "masks"):
-            (scratch / name).mkdir(parents=True)
+            (made / name).mkdir()
         rows, values_found = [], set()
         for case in tqdm(cases, desc="slices", disable=len(cases) < 5):
             loaded = _load(case, len(folder.channels))
             values_found |= set(loaded["label"].unique().int().tolist()) if case.label else set()
-            written = _write_case(scratch, case.id, loaded, settings)
+            written = _write_case(made, case.id, loaded, settings)
             if labels_of == "volume":
                 present = any(row["object_pixels"] for row in written)
                 kind = _KINDS[classes.get(case.id, int(present))]
@@ -121,9 +118,11 @@ def prepare_slices(
                 f"{folder.root}: the label maps hold {held} and none of {', '.join(map(str, values))}, the values of "
                 "the object; name those that are it (label_values of a bundle, --values of prepare_slices)"
             )
-        _write_manifest(scratch, rows)
-        (scratch / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        os.rename(scratch, target)
+        with open(made / "manifest.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_json(made / MARKER, settings)
     logger.info("%s: %d slices of %d volumes", target, len(rows), len(cases))
     return target
 
@@ -211,11 +210,3 @@ def _limits(image: np.ndarray, window: Sequence[float] | None) -> tuple[float, f
     inside = image[is_foreground(torch.from_numpy(image)).numpy()]
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (0.0, 1.0)
     return float(low), float(high)
-
-
-def _write_manifest(folder: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    (folder / "manifest.csv").write_text(text.getvalue(), encoding="utf-8")

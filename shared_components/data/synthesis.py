@@ -23,6 +23,7 @@ from shared_components.data.formats.files import IMAGE_SUFFIXES
 from shared_components.data.layouts.cases import Case, CaseFolder, find_cases
 from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_file
 
 MODES = ("generate", "remove_classes", "translate", "interpolate")
 ALL_CLASSES = "all"
@@ -120,13 +121,12 @@ def blank_label_map(output_dir: str | os.PathLike, size: Sequence[int], spacing:
     folder = Path(output_dir) / "blank"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ("blank.png" if len(size) == 2 else "blank.nii.gz")
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    if len(size) == 2:
-        Image.fromarray(np.zeros(tuple(size)[::-1], np.uint8)).save(temporary)
-    else:
-        affine = np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0])
-        nibabel.save(nibabel.Nifti1Image(np.zeros(tuple(size), np.uint8), affine), temporary)
-    os.replace(temporary, file)
+    with whole_file(file) as temporary:
+        if len(size) == 2:
+            Image.fromarray(np.zeros(tuple(size)[::-1], np.uint8)).save(temporary)
+        else:
+            affine = np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0])
+            nibabel.save(nibabel.Nifti1Image(np.zeros(tuple(size), np.uint8), affine), temporary)
     return str(folder)
 
 

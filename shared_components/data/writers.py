@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from shared_components.data.formats.files import IMAGE_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_file
 
 UNIT_SCALE = 65535
-
-
-@contextmanager
-def _renamed_when_complete(filename: str | os.PathLike) -> Iterator[Path]:
-    """Give a path beside ``filename`` to write to; it gets that name once it is complete."""
-    path = Path(filename)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _spatial_ndim(data_array: NdarrayOrTensor, channel_dim: int | None) -> int:
@@ -76,7 +64,7 @@ class AtomicNibabelWriter(NibabelWriter):
         """Write the data set before to ``filename`` (``.nii`` or ``.nii.gz``)."""
         if np.dtype(get_equivalent_dtype(self.output_dtype, np.ndarray)) == np.uint8 and self.data_obj.max() > 255:
             self.output_dtype = np.uint16
-        with _renamed_when_complete(filename) as temporary:
+        with whole_file(filename) as temporary:
             super().write(temporary, verbose=verbose, **obj_kwargs)
 
 
@@ -133,7 +121,7 @@ class AtomicPNGWriter(PILWriter):
         else:
             self.data_obj = _indices(values, filename)
         self.output_dtype = self.data_obj.dtype
-        with _renamed_when_complete(filename) as temporary:
+        with whole_file(filename) as temporary:
             super().write(temporary, verbose=verbose, format="PNG", pnginfo=info, **options)
 
 

@@ -1,8 +1,7 @@
 """Images of a class from noise."""
 
-import os
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from shared_components.diffusion.class_guidance import guidance_weight, guided_prediction, log_probability_gradient
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_count
+from shared_components.whole_files import whole_file
 
 
 class ClassSampler(nn.Module):
@@ -134,8 +134,7 @@ def write_samples(
         InputError: the folder holds pictures already, or a number is out of range.
     """
     folder = Path(output_dir)
-    if type(num_images) is not int or num_images < 1:
-        raise InputError(f"num_images must be a whole number of at least 1, not {num_images!r}")
+    check_count("num_images", num_images)
     if not overwrite and any(folder.glob("*.png")):
         raise InputError(f"{folder}: holds pictures already; choose another output_dir or set overwrite to true")
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,18 +154,10 @@ def write_samples(
             channel = f"_{number:04d}" if len(layers) > 1 else ""
             kind = f"class_{label}" if sampler.denoiser.num_class_weights else "image"
             names.append(f"{kind}_{index:04d}{channel}.png")
-            _replace(folder / names[-1], Image.fromarray(layer.squeeze()).save)
+            with whole_file(folder / names[-1]) as temporary:
+                Image.fromarray(layer.squeeze()).save(temporary)
     if archive:
         size = "x".join(str(length) for length in pixels.shape)
-        _replace(folder / f"samples_{size}.npz", lambda file: np.savez(file, pixels, classes.numpy()))
+        with whole_file(folder / f"samples_{size}.npz") as temporary:
+            np.savez(temporary, pixels, classes.numpy())
     return names
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name, then rename: no half-written file keeps the final name."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

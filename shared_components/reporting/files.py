@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shared_components.errors import InputError
 from shared_components.output_lock import lock_folder
+from shared_components.whole_files import whole_file
 
 _PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".npy")
 _IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", *_PICTURE_SUFFIXES)
@@ -22,25 +22,12 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> Path:
         InputError: if the folder cannot be written to or is full.
     """
     path = Path(path)
-    data = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def claim_outputs(output_dir: str | os.PathLike, patterns: Sequence[str], overwrite: bool) -> Path:

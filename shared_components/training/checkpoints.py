@@ -96,7 +96,7 @@ class TrainingState:
     def _claim(self) -> None:
         lock_folder(self.path.parent)
         for name in (self.path.name, "model.pt"):  # of a run that was killed while it saved
-            for left in self.path.parent.glob(f".{name}.*"):
+            for left in self.path.parent.glob(f".*-{name}"):
                 left.unlink(missing_ok=True)
 
     def _release(self, engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +11,7 @@ from typing import IO, Any
 import torch
 
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_file
 
 
 def save_atomically(content: Any, path: str | os.PathLike) -> Path:
@@ -22,30 +22,21 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     Raises:
         InputError: the folder cannot be written to or is full; what was there before stays.
     """
-    path = Path(path)
-    temporary = disk = None
+    path, disk = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
             disk = _Disk(file)
             torch.save(content, disk)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        _remove(temporary)
         cause = (disk and disk.error) or error
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror
         raise InputError(
-            f"{path}: cannot be written ({reason}); free some space or choose another output_dir"
+            f"{path}: cannot be written ({cause.strerror}); free some space or choose another output_dir"
         ) from error
-    except BaseException:
-        _remove(temporary)
-        raise
     return path
 
 
@@ -65,11 +56,6 @@ class _Disk:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def _remove(temporary: str | None) -> None:
-    if temporary is not None:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load_safely(path: str | os.PathLike) -> Any:

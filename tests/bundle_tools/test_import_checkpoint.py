@@ -193,8 +193,8 @@ def test_what_fits_no_overlay_writes_nothing(bundle, tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing(bundle, tmp_path, monkeypatch):
     source, output = save(published_tensors("hippo"), tmp_path), tmp_path / "new" / "paper.pt"
-    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(InputError, match=r"paper.pt: cannot be written \(disk full\); free some space"):
         import_checkpoint(str(bundle), source, str(output))
     assert list(output.parent.iterdir()) == []
 

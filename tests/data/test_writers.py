@@ -210,7 +210,7 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch, fil
         assert Path(source).exists() and Path(target) == result
         raise OSError("no space left")
 
-    monkeypatch.setattr("shared_components.data.writers.os.replace", full_disk)
+    monkeypatch.setattr("shared_components.whole_files.os.replace", full_disk)
     with pytest.raises(RuntimeError):
         saver(tmp_path)({"pred": tensor * 0})
     assert [path.name for path in tmp_path.iterdir()] == [result.name] and result.read_bytes() == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from shared_components.data.formats.files import NIFTI_SUFFIXES, composed, label_stem
+from shared_components.data.formats.files import NIFTI_SUFFIXES, composed, label_stem, write_json
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import LabelledSlices
@@ -84,13 +83,13 @@ def write_checked_folder(
     names |= {} if folder.ignored is None else {str(folder.ignored): IGNORED}
     if names:
         content["labels"] = {"0": "background", **names}
-    _write(target / "dataset.json", content)
+    write_json(target / "dataset.json", content)
 
 
 def _write_split(folder: CaseFolder, cases: list[Case], target: Path) -> None:
     kept = {case.id for case in cases}
     split = {section: [case for case in ids if case in kept] for section, ids in sections(folder).items()}
-    _write(target / "split.json", split)
+    write_json(target / "split.json", split)
 
 
 def _link_chaos(folder: CaseFolder, cases: list[Case], target: Path) -> None:
@@ -144,10 +143,6 @@ def _write_class_manifest(found: LabelledSlices, cases: list[Case], target: Path
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _suffix(path: Path) -> str:

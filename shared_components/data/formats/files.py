@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_file
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -166,11 +167,5 @@ def check_json_target(path: str | os.PathLike, option: str) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON in one step: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

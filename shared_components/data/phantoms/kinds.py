@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from shared_components.data.formats.files import write_json
 from shared_components.data.phantoms import (
     breast,
     hippocampus,
@@ -26,6 +26,7 @@ from shared_components.data.phantoms import (
     vessels,
 )
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,7 @@ def _pictures(name: str, draw: Callable[[int, int], tuple[np.ndarray, ...]], fil
 
 KINDS = {
     "breast": _pictures("breast", breast.breast_case, breast.FILES),
-    "hippocampus": PhantomKind(
-        hippocampus.hippocampus_case,
-        hippocampus.FILES,
-        "dataset.json",
-        hippocampus.describe,
-    ),
+    "hippocampus": PhantomKind(hippocampus.hippocampus_case, hippocampus.FILES, "dataset.json", hippocampus.describe),
     "lesion": _pictures("lesion", lesion.lesion_case, lesion.FILES),
     "lungs": _pictures("lungs", lungs.lungs_case, lungs.FILES),
     "nuclei": _pictures("nuclei", nuclei.nuclei_case, nuclei.FILES),
@@ -115,10 +111,8 @@ def make_phantoms(output_dir: str | os.PathLike, num_cases: int = 24, seed: int 
     if _is_complete(folder, phantoms, num_cases, seed):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".phantoms-", dir=folder.parent) as temporary:
-            _write_set(Path(temporary) / "set", phantoms, num_cases, seed)
-            os.rename(Path(temporary) / "set", folder)
+        with whole_folder(folder) as made:
+            _write_set(made, phantoms, num_cases, seed)
     except OSError as error:
         if _is_complete(folder, phantoms, num_cases, seed):
             return folder  # another process was faster
@@ -200,7 +194,7 @@ def _write_set(folder: Path, phantoms: PhantomKind, num_cases: int, seed: int) -
             _write_array(folder / file.format(case), array)
     contents = {"split.json": _split(_ids(num_cases)), phantoms.marker: phantoms.describe(num_cases, seed)}
     for name, content in contents.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / name, content)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

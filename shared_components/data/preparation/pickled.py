@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +96,9 @@ def import_pickle(source: str | os.PathLike, output_dir: str | os.PathLike) -> l
     names = sorted(key[: -len(IMAGES)] for key in arrays if key.endswith(IMAGES))
     if not names:
         raise InputError(f"{source}: no entry ends in {IMAGES}; found {', '.join(sorted(arrays))}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        folder = Path(temporary) / "sets"
+    with whole_folder(target) as folder:
         for name in names:
             _write_set(folder / name, name, arrays, str(source))
-        os.rename(folder, target)
     logger.info("%s: %d data sets: %s", target, len(names), ", ".join(names))
     return [target / name for name in names]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from shared_components.data.datalists import datalist
-from shared_components.data.formats.files import image_stem
+from shared_components.data.formats.files import image_stem, write_json
+from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.vessels import field_of_view
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,11 @@ def simulate_angiograms(
     if target.exists():
         raise InputError(f"{target}: exists; remove it or name another output_dir")
     load = (LoadImageChannelsd("image", num_channels=3), LoadLabelMapd("label", labels=_LABELS))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        folder, split, rng = Path(temporary) / "set", {}, np.random.default_rng(seed)
+    with whole_folder(target) as folder:
+        split, rng = {}, np.random.default_rng(seed)
         for name in ("images", "masks"):
-            (folder / name).mkdir(parents=True)
-        for section in ("train", "validation", "test"):
+            (folder / name).mkdir()
+        for section in SECTIONS:
             items = datalist(dataset_dir, section, _LABELS, num_channels=3, spatial_dims=2)
             for item in items:
                 loaded = load[1](load[0](item))
@@ -63,8 +62,7 @@ def simulate_angiograms(
                 Image.fromarray(angiogram(picture[_GREEN][frame], rng, speckle)).save(folder / "images" / name)
                 Image.fromarray(np.where(mask[0][frame] > 0, 255, 0).astype(np.uint8)).save(folder / "masks" / name)
             split[section] = [image_stem(Path(item["image"]).name) for item in items]
-        (folder / "split.json").write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
-        os.rename(folder, target)
+        write_json(folder / "split.json", split)
     logger.info("%s: %d simulated angiograms", target, sum(map(len, split.values())))
     return target
 

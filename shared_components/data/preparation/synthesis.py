@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from shared_components.data.formats.pictures import read_picture
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError
+from shared_components.whole_files import whole_folder
 
 # TotalSegmentator's structures of each class; names that begin so
 ORGANS: dict[str, tuple[str, ...]] = {
@@ -55,17 +55,10 @@ def prepare_ct_organs(source: str | os.PathLike, output: str | os.PathLike) -> P
         if not subjects:
             raise InputError(f"{root}: no subject; expected folders with ct.nii.gz and segmentations/, or image.nii.gz")
         for subject in tqdm(subjects, desc="preparing", unit="subject"):
-            image = nibabel.load(
-                next(path for path in (subject / "ct.nii.gz", subject / "image.nii.gz") if path.exists())
-            )
-            label = _organs(subject, image)
-            _save(
-                nibabel.Nifti1Image(np.asarray(image.dataobj).astype(np.int16), image.affine),
-                target,
-                "imagesTr",
-                subject,
-            )
-            _save(nibabel.Nifti1Image(label, image.affine), target, "labelsTr", subject)
+            image = nibabel.load(next(filter(Path.exists, (subject / "ct.nii.gz", subject / "image.nii.gz"))))
+            parts = {"imagesTr": np.asarray(image.dataobj).astype(np.int16), "labelsTr": _organs(subject, image)}
+            for part, values in parts.items():
+                _save(nibabel.Nifti1Image(values, image.affine), target, part, subject)
         names = [f"{subject.name}.nii.gz" for subject in subjects]
         labels = {"0": "background", **{str(index + 1): name for index, name in enumerate(ORGANS)}}
         write_json(target / "dataset.json", _msd(labels, "CT", names))
@@ -213,9 +206,9 @@ def _organs(subject: Path, image: nibabel.Nifti1Image) -> np.ndarray:
         if not (subject / name).is_file():
             raise InputError(f"{subject}: no segmentations/, and {name} is missing; add the labels")
     found = _on_grid(subject / "seg_total.nii.gz", image).round().astype(int)
-    for key, structure in _structures(read_json_object(subject / "labels.json")).items():
-        if value := _class_of(structure):
-            label[found == key] = value
+    for key, structure in read_json_object(subject / "labels.json").items():
+        if str(key).isdigit() and (value := _class_of(str(structure))):
+            label[found == int(key)] = value
     return label
 
 
@@ -227,10 +220,6 @@ def _on_grid(file: Path, image: nibabel.Nifti1Image) -> np.ndarray:
             f"{'x'.join(map(str, image.shape))}; resample it to the image's, or remove the subject"
         )
     return np.asarray(mask.dataobj)
-
-
-def _structures(content: Mapping[str, Any]) -> dict[int, str]:
-    return {int(key): str(name) for key, name in content.items() if str(key).isdigit()}
 
 
 def _class_of(structure: str) -> int:
@@ -261,9 +250,5 @@ def _new_folder(source: str | os.PathLike, output: str | os.PathLike) -> Iterato
         raise InputError(f"{root}: no such folder; give the folder of the data set")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: exists; remove it or name another output")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        folder = Path(temporary) / "set"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         yield root, folder
-        os.rename(folder, target)
