@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from types import TracebackType
 
 # what a package is called where it is installed, if not as it is imported
@@ -18,7 +18,7 @@ class InputError(ValueError):
     """
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise `InputError` unless ``value`` is one of ``choices``, which the message lists."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

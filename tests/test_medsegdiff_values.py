@@ -50,7 +50,7 @@ def phantoms(tmp_path_factory) -> Path:
         ({"denoiser#image_size": 128.0}, ["image_size is 128.0", "whole number"]),
         ({"denoiser#timestep_scale": 0}, ["timestep_scale is 0", "positive number"]),
         ({"ema#momentum": 2}, ["momentum", "is 2", "1 - decay"]),
-        ({"calibration_loss#interval": 0}, ["interval is 0", "at least 1"]),
+        ({"calibration_loss#interval": 0}, ["interval must be", "at least 1, not 0"]),
         ({"spacing": "every"}, ["spacing must be one of", "'every'"]),
         ({"spacing": 100}, ["spacing '100' gives 100 num_inference_steps, not 2"]),
     ],

@@ -22,7 +22,7 @@ from shared_components.data.datalists import inference_cases, note_failure
 from shared_components.data.formats.files import image_stem, write_json
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.layouts.split import choose_split, sections
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 from shared_components.training.files import load_safely
 from shared_components.whole_files import whole_folder
 
@@ -140,8 +140,7 @@ def pseudo_labelled(
     """
     if not 0 < max_share <= 1 or min_size < 0:
         raise InputError(f"max_share {max_share}, min_size {min_size}: expected a share above 0, a size of at least 0")
-    if statistics not in STATISTICS:
-        raise InputError(f"pseudo_label_statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
+    check_choice("pseudo_label_statistics", statistics, STATISTICS)
     folder = Path(output_dir)
     labels = [folder / f"{image_stem(Path(_first(item['image'])).name)}.png" for item in items]
     if len(set(labels)) < len(labels):

@@ -7,8 +7,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from shared_components.diffusion.slices import pad_to_multiple
-from shared_components.ensembling.combine import check_combine, combine_members
-from shared_components.errors import InputError
+from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
+from shared_components.errors import InputError, check_choice
 
 MAX_VIEWS = 8
 
@@ -33,8 +33,9 @@ class ViewSegmenter(nn.Module):
 
     def __init__(self, network: nn.Module, num_samples: int = 1, combine: str = "mean", amp: bool = False) -> None:
         super().__init__()
+        check_choice("combine", combine, COMBINE_CHOICES)
         self.network = network
-        self.combine = check_combine(combine)
+        self.combine = combine
         self.num_samples = _checked(num_samples)
         self.amp = amp
         self.downsampling: int = network.downsampling

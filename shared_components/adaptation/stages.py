@@ -20,7 +20,7 @@ from shared_components.bundle_tools.export import find_bundle
 from shared_components.data.formats.files import read_json_object, write_json
 from shared_components.data.phantoms import make_phantoms
 from shared_components.data.vessels import POLARITIES
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice, check_count
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,7 @@ def run_stages(
     """
     folder = find_bundle(bundle)
     output = Path(output_dir or folder / "output" / "stages").absolute()
-    if preset not in PRESETS:
-        raise InputError(f"preset '{preset}': expected one of {', '.join(PRESETS)}")
+    check_choice("preset", preset, PRESETS)
     if lacking := [name for name in PRESETS["paper"] if not (folder / "configs" / f"{name}.json").is_file()]:
         raise InputError(
             f"{folder}: has no configs/{lacking[0]}.json; expected a bundle of stages, as adaptdiff_octa is"
@@ -192,8 +191,7 @@ def _data(
     longest_sides: tuple[int | None, int | None],
 ) -> Data:
     for name, polarity in (("source_polarity", source_polarity), ("target_polarity", target_polarity)):
-        if polarity not in POLARITIES:
-            raise InputError(f"{name} is {polarity!r}; expected one of {', '.join(POLARITIES)}")
+        check_choice(name, polarity, POLARITIES)
     if source_dir is None and target_dir is None:
         logger.warning("no data given: this is a demonstration on synthetic phantoms, not on patients")
         source_dir, target_dir = (
@@ -209,8 +207,8 @@ def _data(
         if output.resolve().is_relative_to(Path(folder).resolve()):
             raise InputError(f"output_dir {output}: lies in {name} {folder}, where results would become images")
     for name, side in zip(("longest_side", "target_longest_side"), longest_sides):
-        if side is not None and (type(side) is not int or side < 1):
-            raise InputError(f"{name} is {side!r}; expected a whole number of pixels, at least 1")
+        if side is not None:
+            check_count(name, side)
     return Data(source, target, source_polarity, target_polarity, *longest_sides)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shared_components.class_activation.maps import LayerCAM, ScoreCAM
 from shared_components.diffusion.saliency_network import SaliencyNetwork
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 _BY_GRADIENT = {"gradcam": GradCAM, "gradcam++": GradCAMpp, "layercam": LayerCAM}
 METHODS = (*_BY_GRADIENT, "scorecam", "occlusion")
@@ -47,8 +47,7 @@ class ClassActivationSegmenter(SaliencyNetwork):
         max_batch_size: int = 64,
         **options: Any,
     ) -> None:
-        if method not in METHODS:
-            raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        check_choice("method", method, METHODS)
         if target_layer not in dict(classifier.named_modules()):
             raise InputError(f"target_layer {target_layer!r}: the classifier has no such layer")
         super().__init__(gate if gate is not None else classifier, **options)

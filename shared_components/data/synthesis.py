@@ -22,7 +22,7 @@ from shared_components.data.datalists import SECTIONS, refuse_ignored
 from shared_components.data.formats.files import IMAGE_SUFFIXES
 from shared_components.data.layouts.cases import Case, CaseFolder, find_cases
 from shared_components.data.layouts.split import sections
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice, check_count
 from shared_components.whole_files import whole_file
 
 MODES = ("generate", "remove_classes", "translate", "interpolate")
@@ -203,13 +203,12 @@ class NameAfterRequestd(MapTransform):
 
 
 def _check(mode: str, num_samples: int, num_images: int | None, section: str | None) -> None:
-    if mode not in MODES:
-        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    check_choice("mode", mode, MODES)
     if section is not None and section not in SECTIONS:
         raise InputError(f"section must be one of {', '.join(SECTIONS)}, or none for all, not {section!r}")
     for name, value in (("num_samples", num_samples), ("num_images", num_images)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if value is not None:
+            check_count(name, value)
 
 
 def _usable_cases(

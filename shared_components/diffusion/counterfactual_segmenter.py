@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shared_components.diffusion.class_guidance import guided_prediction
 from shared_components.diffusion.diffusion_saliency import DiffusionSaliency
 from shared_components.diffusion.slices import images_per_call
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 PATHS = ("classifier", "classifier_free")
 
@@ -47,8 +47,7 @@ class CounterfactualSegmenter(DiffusionSaliency):
         classifier_free_scale: float = 3.0,
         **options: Any,
     ) -> None:
-        if path not in PATHS:
-            raise InputError(f"path must be one of {', '.join(PATHS)}, not {path!r}")
+        check_choice("path", path, PATHS)
         if path == "classifier_free" and not denoiser.null_class:
             raise InputError("the denoiser has no null class: train one with null_class=True and label dropout")
         scale = float(guidance_scale) if path == "classifier" else 0.0

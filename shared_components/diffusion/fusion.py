@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import check_choice
 
 RULES = ("agreement", "z_score")
 
@@ -32,8 +32,7 @@ class CalibrationFusion(nn.Module):
         self, rule: str = "agreement", min_agreement: float = 0.65, correction: float = 0.25, share: float = 0.5
     ) -> None:
         super().__init__()
-        if rule not in RULES:
-            raise InputError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
+        check_choice("rule", rule, RULES)
         self.rule = rule
         self.min_agreement = min_agreement
         self.correction = correction

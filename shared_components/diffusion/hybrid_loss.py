@@ -15,7 +15,7 @@ from shared_components.diffusion.label_coding import unknown_voxels
 from shared_components.diffusion.reverse import PREDICTION_TYPES
 from shared_components.diffusion.tables import VARIANCE_TYPES, reverse_table
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
-from shared_components.errors import InputError, check_choice
+from shared_components.errors import InputError, check_choice, check_count
 
 OBJECTIVES = ("hybrid", "hybrid_rescaled", "variational")
 CALIBRATION_KINDS = ("mse", "dice_ce")
@@ -147,8 +147,7 @@ class CalibrationLoss(nn.Module):
         self.kind = kind
         self.weight = published[0] if weight is None else weight
         self.interval = published[1] if interval is None else interval
-        if type(self.interval) is not int or self.interval < 1:
-            raise InputError(f"interval is {interval!r}: it must be a whole number of timesteps of at least 1")
+        check_count("interval", self.interval)
         self.cross_entropy_weight = cross_entropy_weight
         self.dice = DiceLoss(reduction="none")
 

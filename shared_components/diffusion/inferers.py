@@ -16,7 +16,7 @@ from monai.utils import unsqueeze_right
 from torch import Tensor, nn
 
 from shared_components.diffusion.reverse import ReverseProcess
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 
 class SamplingInferer(SimpleInferer):
@@ -154,8 +154,7 @@ class SynthesisInferer(SimpleInferer):
 
     def __init__(self, mode: str = "generate", strength: float = 0.5, similarity: float = 0.5) -> None:
         super().__init__()
-        if mode not in self.MODES:
-            raise InputError(f"mode must be one of {', '.join(self.MODES)}, not {mode!r}")
+        check_choice("mode", mode, self.MODES)
         self.mode = mode
         self.strength = strength
         self.similarity = similarity

@@ -5,7 +5,7 @@ from typing import List, Sequence, Union
 import torch
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 CODINGS = ("classes", "channels", "nested")
 VALUE_RANGES = ("01", "pm1")
@@ -51,9 +51,8 @@ class LabelCoding(nn.Module):
         inverted: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, choices in (("coding", coding, CODINGS), ("value_range", value_range, VALUE_RANGES)):
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        check_choice("coding", coding, CODINGS)
+        check_choice("value_range", value_range, VALUE_RANGES)
         self.label_values: List[List[int]] = [[v] if isinstance(v, int) else list(v) for v in label_values]
         _check_values(self.label_values, coding)
         self.coding = coding

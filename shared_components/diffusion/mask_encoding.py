@@ -1,11 +1,11 @@
 """Label maps as the condition of an image denoiser, and the classes deleted from them."""
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 ENCODINGS = ("onehot", "scaled", "legacy255")
 
@@ -35,8 +35,7 @@ class MaskEncoding(nn.Module):
     def __init__(self, label_values: Sequence[int], encoding: str = "onehot") -> None:
         super().__init__()
         values = [int(value) for value in label_values]
-        if encoding not in ENCODINGS:
-            raise InputError(f"mask_encoding must be one of {', '.join(ENCODINGS)}, not {encoding!r}")
+        check_choice("mask_encoding", encoding, ENCODINGS)
         if not values or len(set(values)) < len(values) or min(values) < 1:
             raise InputError(f"label_values {values}: expected different whole numbers of at least 1")
         if encoding == "legacy255" and max(values) > 255:
@@ -63,19 +62,6 @@ class MaskEncoding(nn.Module):
             return presence.flatten(1, 2)
         steps = torch.arange(1, len(self.label_values) + 1, device=label.device) / len(self.label_values)
         return (presence * steps.reshape([1, 1, -1] + [1] * (label.dim() - 2))).sum(dim=2)
-
-    def dropped(self, classes: Sequence[Union[int, str]], names: Optional[Dict[str, int]] = None) -> Tensor:
-        """Return (1, number of classes) bool for `delete_classes`: true for the classes given by value or by name.
-
-        Raises:
-            InputError: one is no class.
-        """
-        values = [(names or {}).get(name, name) for name in classes]
-        for name, value in zip(classes, values):
-            if value not in self.label_values:
-                known = ", ".join([*(names or {}), *map(str, self.label_values)])
-                raise InputError(f"drop_classes: {name!r} is no class; expected some of {known}")
-        return torch.tensor([[value in values for value in self.label_values]])
 
 
 def draw_ablation(
@@ -114,15 +100,3 @@ def delete_classes(label: Tensor, dropped: Tensor, label_values: Sequence[int]) 
         lost = dropped[:, index].to(label.device).reshape([-1] + [1] * (label.dim() - 1))
         kept = kept & ~((label == value) & lost)
     return torch.where(kept, label, torch.zeros_like(label))
-
-
-def merge_label_maps(label: Tensor) -> Tensor:
-    """Merge several label maps of an image, (B, A, *spatial), into one, (B, 1, *spatial).
-
-    As in the published code a later map fills only what is still background, so ``[0, 1, 2, 0]`` and ``[3, 3, 0, 0]``
-    make ``[3, 1, 2, 0]``. The classes' values must not collide between the maps.
-    """
-    merged = label[:, :1]
-    for index in range(1, label.shape[1]):
-        merged = torch.where(merged == 0, label[:, index : index + 1], merged)
-    return merged

@@ -6,7 +6,7 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 POLARITIES = ("bright", "dark", "both")
 THRESHOLDS = ("otsu", "fixed", "quantile")
@@ -45,9 +45,8 @@ class SaliencyMask(nn.Module):
         body_level: Optional[float] = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in (("polarity", polarity, POLARITIES), ("threshold", threshold, THRESHOLDS)):
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        check_choice("polarity", polarity, POLARITIES)
+        check_choice("threshold", threshold, THRESHOLDS)
         if not 0 < level < 1:
             raise InputError(f"level must lie between 0 and 1, not {level}")
         if smoothing < 0:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from shared_components.diffusion.class_guidance import guided_prediction
 from shared_components.diffusion.diffusion_saliency import DiffusionSaliency
 from shared_components.diffusion.slices import images_per_call
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 MODES = ("finite_difference", "jvp")
 CONTRASTS = ("negative", "null")
@@ -60,9 +60,8 @@ class WeakSegmenter(DiffusionSaliency):
         **options: Any,
     ) -> None:
         super().__init__(denoiser, scheduler, classifier, num_samples=num_samples, **options)
-        for name, value, choices in (("mode", mode, MODES), ("contrast", contrast, CONTRASTS)):
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        check_choice("mode", mode, MODES)
+        check_choice("contrast", contrast, CONTRASTS)
         if not 0 <= tau < 1:
             raise InputError(f"tau must be at least 0 and below 1, not {tau}")
         if mode == "jvp" and self.guidance_scale > 0:

@@ -1,6 +1,6 @@
 """From the members of an ensemble to one prediction, its uncertainty, and how well that is calibrated."""
 
-from shared_components.ensembling.combine import COMBINE_CHOICES, check_combine, combine_members
+from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.ensembling.diversity import score_members
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
@@ -22,7 +22,6 @@ __all__ = [
     "RaterRates",
     "calibration_bins",
     "calibration_error",
-    "check_combine",
     "combine_members",
     "entropy",
     "error_detection_auroc",

@@ -4,20 +4,8 @@ import torch
 from torch import Tensor
 
 from shared_components.ensembling.staple import staple_from_codes
-from shared_components.errors import InputError
 
 COMBINE_CHOICES = ("majority", "mean", "staple")
-
-
-def check_combine(combine: str) -> str:
-    """Return ``combine`` if it is one of `COMBINE_CHOICES`.
-
-    Raises:
-        InputError: naming the choices.
-    """
-    if combine not in COMBINE_CHOICES:
-        raise InputError(f"combine: found {combine!r}, expected one of {', '.join(COMBINE_CHOICES)}")
-    return combine
 
 
 def combine_members(members: Tensor, combine: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared_components.errors import check_choice
 from shared_components.networks.embeddings import sinusoidal_timestep_embedding
 from shared_components.networks.fir import FIRDownsample
 from shared_components.networks.initialisation import NEAR_ZERO, initialise_layer
@@ -94,9 +95,7 @@ class CDALDiscriminator(nn.Module):
                 f"channels has {len(channels)} entries and downsample {len(downsample)}: "
                 "channels needs one for the stem and one for each entry of downsample"
             )
-        if initialisation not in INITIALISATIONS:
-            choices = ", ".join(INITIALISATIONS)
-            raise ValueError(f"initialisation is '{initialisation}': choose one of {choices}")
+        check_choice("initialisation", initialisation, INITIALISATIONS)
         self.condition_channels = condition_channels
         self.time_embedding_dim = time_embedding_dim
         self.time_embedding = nn.Sequential(

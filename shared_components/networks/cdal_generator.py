@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared_components.errors import check_choice
 from shared_components.networks.cdal_blocks import (
     ConditionBlock,
     LatentMLP,
@@ -22,6 +23,7 @@ from shared_components.networks.cdal_blocks import (
 from shared_components.networks.embeddings import sinusoidal_timestep_embedding
 from shared_components.networks.fir import FIRStridedConv
 from shared_components.networks.initialisation import NEAR_ZERO, initialise_layer
+from shared_components.networks.sizes import check_size
 
 OUTPUT_ACTIVATIONS = ("tanh", "softmax")
 
@@ -133,9 +135,7 @@ class CDALGenerator(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(channels, attention_levels, num_res_blocks, condition_norm_groups)
-        if output_activation not in OUTPUT_ACTIVATIONS:
-            choices = ", ".join(OUTPUT_ACTIVATIONS)
-            raise ValueError(f"output_activation is '{output_activation}': choose one of {choices}")
+        check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         if output_activation == "softmax" and in_channels < 2:
             raise ValueError(f"in_channels is {in_channels}: the softmax head needs 2, background included")
         base, deepest, time_channels = channels[0], channels[-1], 4 * channels[0]
@@ -191,8 +191,7 @@ class CDALGenerator(nn.Module):
         condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """What `forward` computes, before the output activation: (B, C, H, W), unbounded."""
-        if not torch.jit.is_tracing():
-            self._check_size(noisy)
+        check_size(noisy, self.downsampling)
         if latent is None:
             latent = torch.zeros(noisy.shape[0], self.latent_dim, dtype=noisy.dtype, device=noisy.device)
         if condition_features is None:
@@ -239,11 +238,6 @@ class CDALGenerator(nn.Module):
         if self.output_activation == "softmax":
             return 2.0 * torch.softmax(logits, dim=1) - 1.0
         return torch.tanh(logits)
-
-    def _check_size(self, noisy: Tensor) -> None:
-        height, width = noisy.shape[-2], noisy.shape[-1]
-        if height % self.downsampling != 0 or width % self.downsampling != 0:
-            raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {self.downsampling}")
 
 
 def _build_down_levels(

@@ -8,6 +8,7 @@ from shared_components.errors import InputError
 from shared_components.networks.class_embedding import SoftClassEmbedding
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet
 from shared_components.networks.monai_denoiser import MONAIDenoiser
+from shared_components.networks.sizes import check_size
 
 
 class ClassConditionedDenoiser(MONAIDenoiser):
@@ -78,8 +79,7 @@ class ClassConditionedDenoiser(MONAIDenoiser):
         Raises:
             ValueError: a size is no multiple of ``downsampling``; the classes are missing, or not expected.
         """
-        if any(size % self.downsampling for size in noisy.shape[2:]):
-            raise ValueError(f"sizes {tuple(noisy.shape[2:])}: expected multiples of {self.downsampling}; pad them")
+        check_size(noisy, self.downsampling)
         _check_presence(self.num_class_weights, class_weights)
         return self.unet(noisy, timesteps * self.timestep_scale, class_labels=class_weights)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 from shared_components.networks.medsegdiff_blocks import GroupNorm32, ResidualBlock, SelfAttention, Step, TimeEmbedding
 
 POOLS = ("attention", "average")
@@ -52,8 +52,7 @@ class EncoderClassifier(nn.Module):
         timestep_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise InputError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
+        check_choice("pool", pool, POOLS)
         self.downsampling: int = 2 ** (len(channel_mult) - 1)
         if image_size % self.downsampling:
             raise InputError(f"image_size is {image_size}; expected a multiple of {self.downsampling}")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 FF_INITS = ("reference", "identity")
 GATES = ("reference", "bounded")
@@ -32,8 +32,7 @@ class FFParser(nn.Module):
         super().__init__()
         if grid < 2 or grid % 2:
             raise InputError(f"the FF-Parser's grid is {grid}: it must be even; choose another image_size")
-        if init not in FF_INITS:
-            raise InputError(f"ff_init is '{init}': choose one of {', '.join(FF_INITS)}")
+        check_choice("ff_init", init, FF_INITS)
         weight = 0.02 * torch.randn(channels, grid, grid // 2 + 1, 2)
         if init == "identity":
             weight = torch.tensor([1.0, 0.0]).expand(weight.shape).clone()
@@ -79,8 +78,7 @@ class SpectralGate(nn.Module):
         self, tap_channels: int, channels: int, grid: int, ff_init: str = "reference", gate: str = "reference"
     ) -> None:
         super().__init__()
-        if gate not in GATES:
-            raise InputError(f"gate is '{gate}': choose one of {', '.join(GATES)}")
+        check_choice("gate", gate, GATES)
         self.bounded = gate == "bounded"
         self.projection = nn.Conv2d(tap_channels, channels, 1)
         self.parser = FFParser(channels, grid, ff_init)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 NEGATIVE_SLOPE = 0.01
 WIDEST = 15  # times the base width: 480 for the published 32
@@ -158,5 +158,4 @@ def _check_arguments(num_poolings: int, channels: int, dropout: float, norm: str
         raise InputError(f"highway_channels is {channels}: it must be at least 1")
     if not 0 <= dropout < 1:
         raise InputError(f"highway_dropout is {dropout}: it must be at least 0 and less than 1")
-    if norm not in HIGHWAY_NORMS:
-        raise InputError(f"highway_norm is '{norm}': choose one of {', '.join(HIGHWAY_NORMS)}")
+    check_choice("highway_norm", norm, HIGHWAY_NORMS)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from shared_components.networks.ff_parser import SpectralGate
 from shared_components.networks.highway import Highway, initialise_he
-from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels, check_size
+from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
+from shared_components.networks.sizes import check_size
 
 MAX_TAPS = 4
 
@@ -135,8 +136,7 @@ class MedSegDiffV1(nn.Module):
         Raises:
             ValueError: H or W is no multiple of ``downsampling``, or labels are given to a network without classes.
         """
-        if not torch.jit.is_tracing():
-            check_size(noisy, self.downsampling)
+        check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         encoded = self.unet.encode(self.unet.stem(torch.cat([condition, noisy], dim=1)), time)
@@ -248,8 +248,7 @@ class MedSegDiffV2(nn.Module):
         class_labels: Optional[Tensor] = None,
     ) -> Tensor:
         """Predict the noise, its variance and the calibration map; see `MedSegDiffV1.forward`."""
-        if not torch.jit.is_tracing():
-            check_size(noisy, self.downsampling)
+        check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         stem = self.unet.stem(torch.cat([condition, noisy], dim=1)) + features[0]

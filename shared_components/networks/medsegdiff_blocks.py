@@ -8,7 +8,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_count
 
 NORM_GROUPS = 32
 
@@ -228,8 +228,7 @@ class Upsample(nn.Module):
 def check_counts(**counts: int) -> None:
     """Raise InputError unless every value is a whole number of at least 1."""
     for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise InputError(f"{name} is {value!r}: it must be at least 1, a whole number")
+        check_count(name, value)
 
 
 def check_levels(channel_mult: Sequence[int], minimum: int) -> None:
@@ -263,10 +262,3 @@ def check_image_size(image_size: int, multiple: int) -> None:
     """Raise InputError unless ``image_size`` is a number of pixels that the levels of a network can halve."""
     if type(image_size) is not int or image_size < 1 or image_size % multiple:
         raise InputError(f"image_size is {image_size!r}: it must be a positive multiple of {multiple}, a whole number")
-
-
-def check_size(x: Tensor, multiple: int) -> None:
-    """Raise ValueError unless height and width of (B, C, H, W) are multiples of ``multiple``."""
-    height, width = x.shape[-2], x.shape[-1]
-    if height % multiple != 0 or width % multiple != 0:
-        raise ValueError(f"height and width are {height} x {width}: pad them to multiples of {multiple}")

@@ -1,7 +1,7 @@
 """The denoiser of MedSegDiff: an ADM U-Net that can be entered and left between its parts."""
 
 from functools import partial
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,71 +20,11 @@ from shared_components.networks.medsegdiff_blocks import (
     check_counts,
     check_dropout,
     check_levels,
-    check_size,
     check_timestep_scale,
 )
+from shared_components.networks.sizes import check_size
 
 MAX_PARAMETERS = 2_000_000_000
-
-CHANNEL_MULT = {
-    512: (1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-}
-
-
-def default_channel_mult(image_size: int) -> Tuple[int, ...]:
-    """Return the published multipliers of the base width, one a level, for an image size in pixels.
-
-    Raises:
-        InputError: there are none for this size.
-    """
-    if image_size not in CHANNEL_MULT:
-        sizes = ", ".join(str(size) for size in CHANNEL_MULT)
-        raise InputError(
-            f"image_size is {image_size}: there is a default channel_mult for {sizes} only; give channel_mult"
-        )
-    return CHANNEL_MULT[image_size]
-
-
-def resolve_attention_factors(
-    image_size: int, attention_resolutions: Union[int, str, Sequence[int]], channel_mult: Sequence[int]
-) -> Tuple[int, ...]:
-    """Turn attention resolutions, as the published flags give them, into downsampling factors of the U-Net's levels.
-
-    Departure: the published code ignores a resolution that matches no level (24 at 256 pixels: factor 10), so the
-    network has less attention than its user thinks.
-
-    Args:
-        image_size: height and width in pixels.
-        attention_resolutions: a size in pixels, several, or such a list as text ("16,8"); "" for none.
-        channel_mult: the multipliers of the U-Net, one a level.
-
-    Returns:
-        Factors for ``attention_factors`` of the networks.
-
-    Raises:
-        InputError: a resolution is no positive number or matches no level.
-    """
-    if isinstance(attention_resolutions, str):
-        entries = [entry for entry in attention_resolutions.split(",") if entry.strip()]
-    else:
-        entries = [attention_resolutions] if isinstance(attention_resolutions, int) else list(attention_resolutions)
-    levels = [2**level for level in range(len(channel_mult))]
-    factors: List[int] = []
-    for entry in entries:
-        resolution = int(entry) if str(entry).strip().isdigit() else 0
-        factor = image_size // resolution if resolution else 0
-        if factor not in levels:
-            found = f"a downsampling factor of {image_size} // {resolution} = {factor}" if resolution else "no size"
-            choices = ", ".join(str(image_size // level) for level in levels)
-            raise InputError(
-                f"attention_resolutions: {str(entry).strip()} is {found}, which no level of the network has; "
-                f"choose among {choices} for image_size {image_size}"
-            )
-        factors.append(factor)
-    return tuple(factors)
 
 
 def count_parameters(*builders: Callable[[], nn.Module]) -> int:
@@ -159,7 +99,7 @@ class MedSegDiffUNet(nn.Module):
         channel_mult: multiplier of the base width per level, finest first.
         num_res_blocks: residual blocks per level on the way down; the way up has one more.
         attention_factors: downsampling factors (1, 2, 4, ...) whose levels have self-attention after each residual
-            block; the middle always has it. `resolve_attention_factors` derives them from resolutions.
+            block; the middle always has it.
         num_heads: attention heads.
         num_heads_upsample: attention heads on the way up; ``num_heads`` when ``None``.
         num_head_channels: width of a head; sets the number of heads everywhere when given.
@@ -274,8 +214,7 @@ class MedSegDiffUNet(nn.Module):
         Raises:
             ValueError: H or W does not fit, or labels are given to a network without classes.
         """
-        if not torch.jit.is_tracing():
-            check_size(x, self.downsampling)
+        check_size(x, self.downsampling)
         time = self.time_embedding(timesteps, class_labels)
         skips = self.encode(self.stem(x), time)
         return self.decode(skips[-1], time, skips)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shared_components.errors import InputError
+from shared_components.errors import check_choice
 from shared_components.networks.ff_parser import FFParser
 from shared_components.networks.medsegdiff_blocks import (
     Downsample,
@@ -25,10 +25,10 @@ from shared_components.networks.medsegdiff_blocks import (
     check_dropout,
     check_image_size,
     check_levels,
-    check_size,
     check_timestep_scale,
 )
 from shared_components.networks.medsegdiff_unet import refuse_huge
+from shared_components.networks.sizes import check_size
 
 VARIANTS = {"S": (1, 1, 2, 2, 4), "B": (1, 1, 2, 2, 4, 4), "L": (1, 1, 2, 2, 4, 4, 4)}
 FUSE_LEVELS = ("middle", "all")
@@ -276,8 +276,7 @@ class MedSegDiffV1Paper(nn.Module):
         Raises:
             ValueError: H or W is not a multiple of ``downsampling``, or labels are given to a network without classes.
         """
-        if not torch.jit.is_tracing():
-            check_size(noisy, self.downsampling)
+        check_size(noisy, self.downsampling)
         if condition_features is None:
             condition_features = self.encode_condition(condition)
         time = self.time_embedding(timesteps, class_labels)
@@ -314,8 +313,7 @@ def _encoder_level(
 
 def _level_widths(channels: int, variant: str, channel_mult: Optional[Sequence[int]]) -> Tuple[int, ...]:
     if channel_mult is None:
-        if variant not in VARIANTS:
-            raise InputError(f"variant is '{variant}': choose one of {', '.join(VARIANTS)}")
+        check_choice("variant", variant, VARIANTS)
         channel_mult = VARIANTS[variant]
     check_levels(channel_mult, len(STAGE_BLOCKS))
     check_base_width(channels)
@@ -325,5 +323,4 @@ def _level_widths(channels: int, variant: str, channel_mult: Optional[Sequence[i
 def _check_arguments(image_size: int, downsampling: int, fuse_levels: str, **counts: int) -> None:
     check_image_size(image_size, downsampling)
     check_counts(**counts)
-    if fuse_levels not in FUSE_LEVELS:
-        raise InputError(f"fuse_levels is '{fuse_levels}': choose one of {', '.join(FUSE_LEVELS)}")
+    check_choice("fuse_levels", fuse_levels, FUSE_LEVELS)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from shared_components.networks.anchor_attention import AnchorAttention
 from shared_components.networks.highway import Highway, highway_widths
-from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels, check_size
+from shared_components.networks.medsegdiff_blocks import check_counts, check_image_size, check_levels
 from shared_components.networks.medsegdiff_unet import MedSegDiffUNet, refuse_huge
+from shared_components.networks.sizes import check_size
 from shared_components.networks.spectrum_attention import SpectrumTransformer
 
 
@@ -155,8 +156,7 @@ class MedSegDiffV2Paper(nn.Module):
         Raises:
             ValueError: H or W is no multiple of ``downsampling``, or labels are given to a network without classes.
         """
-        if not torch.jit.is_tracing():
-            check_size(noisy, self.downsampling)
+        check_size(noisy, self.downsampling)
         features = self.encode_condition(condition) if condition_features is None else condition_features
         time = self.unet.time_embedding(timesteps, class_labels)
         stem = self.unet.stem(torch.cat([condition, noisy], dim=1) if self.image_in_stem else noisy)

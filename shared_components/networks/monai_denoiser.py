@@ -7,6 +7,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from shared_components.errors import InputError
+from shared_components.networks.sizes import check_size
 
 
 class MONAIDenoiser(nn.Module):
@@ -108,8 +109,7 @@ class MONAIDenoiser(nn.Module):
         Raises:
             ValueError: a size is no multiple of ``downsampling``; the condition is missing.
         """
-        if any(size % self.downsampling for size in noisy.shape[2:]):
-            raise ValueError(f"sizes {tuple(noisy.shape[2:])}: expected multiples of {self.downsampling}; pad them")
+        check_size(noisy, self.downsampling)
         if self.condition_channels > 0:
             if condition is None:
                 raise ValueError(f"the denoiser expects a condition of {self.condition_channels} channels")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_components.errors import InputError
+from shared_components.networks.sizes import check_size
 
 
 class ResidualConvBlock(nn.Module):
@@ -83,11 +84,7 @@ class ResidualUNet(nn.Module):
         Raises:
             ValueError: H or W is no multiple of ``downsampling``.
         """
-        if not torch.jit.is_tracing() and (image.shape[2] % self.downsampling or image.shape[3] % self.downsampling):
-            raise ValueError(
-                f"images of {image.shape[2]} x {image.shape[3]} pixels do not fit: height and width must be multiples "
-                f"of {self.downsampling}; pad them"
-            )
+        check_size(image, self.downsampling)
         x = image
         skips: List[Tensor] = []
         for block, down in zip(self.encoder, self.downsample):

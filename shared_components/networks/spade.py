@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import check_choice
 
 RESIZE_CHOICES = ("nearest", "area", "max")
 
@@ -91,8 +91,7 @@ class SpadeResidualBlock(nn.Module):
         mask_resize: str = "nearest",
     ) -> None:
         super().__init__()
-        if mask_resize not in RESIZE_CHOICES:
-            raise InputError(f"mask_resize must be one of {', '.join(RESIZE_CHOICES)}, not {mask_resize!r}")
+        check_choice("mask_resize", mask_resize, RESIZE_CHOICES)
         middle = min(in_channels, out_channels)
         self.mask_resize = mask_resize
         self.modulation1 = SpadeModulation(condition_channels, in_channels, hidden_channels)

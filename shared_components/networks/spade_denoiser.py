@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shared_components.errors import InputError
 from shared_components.networks.embeddings import sinusoidal_timestep_embedding
+from shared_components.networks.sizes import check_size
 from shared_components.networks.spade import SpadeResidualBlock
 
 
@@ -146,11 +147,7 @@ class SpadeDenoiser(nn.Module):
         Raises:
             ValueError: H or W does not fit.
         """
-        if not torch.jit.is_tracing() and (noisy.shape[2] % self.downsampling or noisy.shape[3] % self.downsampling):
-            raise ValueError(
-                f"images of {noisy.shape[2]} x {noisy.shape[3]} pixels do not fit: height and width must be multiples "
-                f"of {self.downsampling}; pad them"
-            )
+        check_size(noisy, self.downsampling)
         maps = condition_features
         if maps is None:
             maps = self._maps(condition, noisy.shape[2], noisy.shape[3])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 
 NORMALISERS = ("softmax", "none")
 ORDERS = ("noise_first", "condition_first")
@@ -126,8 +126,7 @@ class SpectrumAttention(nn.Module):
         filter_layers: int = 6,
     ) -> None:
         super().__init__()
-        if normaliser not in NORMALISERS:
-            raise InputError(f"normaliser is '{normaliser}': choose one of {', '.join(NORMALISERS)}")
+        check_choice("normaliser", normaliser, NORMALISERS)
         if num_heads < 1 or channels % num_heads:
             raise InputError(f"channels is {channels}: it must be a multiple of num_heads ({num_heads})")
         self.num_heads = num_heads
@@ -237,8 +236,7 @@ class SpectrumTransformer(nn.Module):
         super().__init__()
         if not 1 <= num_blocks <= MAX_BLOCKS:
             raise InputError(f"num_blocks is {num_blocks}: choose 1 to {MAX_BLOCKS}")
-        if ss_order not in ORDERS:
-            raise InputError(f"ss_order is '{ss_order}': choose one of {', '.join(ORDERS)}")
+        check_choice("ss_order", ss_order, ORDERS)
         options = (channels, time_channels, num_heads, normaliser, filter_channels, filter_layers)
         self.noise_projection = nn.Conv2d(channels, channels, 1)
         self.condition_projection = nn.Conv2d(condition_channels, channels, 1)

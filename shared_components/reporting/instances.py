@@ -18,7 +18,7 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor
 
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 from shared_components.reporting.files import case_name
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ class InstanceScores:
     """
 
     def __init__(self, split: str = "distance", min_distance: int = 4, min_size: int = 10) -> None:
-        if split not in SPLITS:
-            raise InputError(f"split '{split}': expected one of {', '.join(SPLITS)}")
+        check_choice("split", split, SPLITS)
         if min_distance < 1 or min_size < 0:
             raise InputError(f"min_distance {min_distance}, min_size {min_size}: expected at least 1 and at least 0")
         self.split, self.min_distance, self.min_size = split, min_distance, min_size

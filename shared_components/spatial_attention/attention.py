@@ -6,20 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_components.errors import InputError
-
 ATTENTION_CHOICES = ("raw", "normalised", "residual", "none")
-
-
-def check_attention(attention: str) -> str:
-    """Return ``attention`` if it is one of `ATTENTION_CHOICES`.
-
-    Raises:
-        InputError: otherwise; the message lists them.
-    """
-    if attention not in ATTENTION_CHOICES:
-        raise InputError(f"attention must be one of {', '.join(ATTENTION_CHOICES)}, not {attention!r}")
-    return attention
 
 
 def scale_attention(mean_feature: Tensor, attention: str) -> Tensor:

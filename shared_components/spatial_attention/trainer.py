@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ignite.engine import Engine
 from monai.engines import PrepareBatch, Trainer
 from monai.networks.schedulers.scheduler import Scheduler
-from monai.utils import IgniteInfo, optional_import
 from torch import Tensor, nn
 
 from shared_components.diffusion.label_coding import unknown_voxels
 from shared_components.diffusion.schedules import FewStepProcess
-from shared_components.errors import InputError
-from shared_components.spatial_attention.attention import check_attention
+from shared_components.errors import InputError, check_choice
+from shared_components.spatial_attention.attention import ATTENTION_CHOICES
 from shared_components.spatial_attention.objectives import (
     Draws,
     adversarial_loss,
@@ -23,8 +23,6 @@ from shared_components.spatial_attention.objectives import (
     discriminator_losses,
     roll_out,
 )
-
-Engine, _ = optional_import("ignite.engine", IgniteInfo.OPT_IMPORT_VERSION, name="Engine")
 
 
 def average_gradients(module: nn.Module) -> None:
@@ -105,7 +103,7 @@ class SpatialAttentionTrainer(Trainer):
         train_handlers: Sequence | None = None,
         amp: bool = False,
     ) -> None:
-        check_attention(attention)
+        check_choice("attention", attention, ATTENTION_CHOICES)
         if discriminator is None and (attention != "none" or adversarial_weight > 0):
             raise InputError(
                 f"attention={attention!r} with adversarial_weight={adversarial_weight} needs a discriminator: "

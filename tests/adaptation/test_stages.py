@@ -114,8 +114,8 @@ def test_one_folder_for_both_domains_is_refused(run, tmp_path):
     ("options", "said"),
     [
         ({"output_dir": "t/run"}, "t/run: lies in target_dir"),
-        ({"longest_side": 0}, "longest_side is 0; expected a whole number of pixels"),
-        ({"target_longest_side": "308"}, "target_longest_side is '308'"),
+        ({"longest_side": 0}, "longest_side must be a whole number of at least 1, not 0"),
+        ({"target_longest_side": "308"}, "target_longest_side must be .*, not '308'"),
         ({"settings": '{"pairs": {"num_per_mask": 50}}'}, "expected the name of a JSON file"),
     ],
 )
@@ -172,7 +172,7 @@ def test_changed_settings_are_refused_or_run_anew(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "fast"}, "preset 'fast'.*default, paper"),
+        ({"preset": "fast"}, "preset must be one of default, paper, not .fast."),
         ({"source_polarity": "white"}, "source_polarity"),
         ({"target_dir": None}, "target_dir None.*both"),
         ({"settings": {"train": {}}}, "settings of 'train'.*diffusion"),

@@ -227,7 +227,7 @@ def test_sizes_that_do_not_fit_are_refused(size):
         ({"channels": (8, 18, 18)}, "a feature width of 18"),
         ({"num_res_blocks": 0}, "num_res_blocks is 0"),
         ({"output_activation": "softmax", "in_channels": 1}, "in_channels is 1: the softmax head needs 2"),
-        ({"output_activation": "sigmoid"}, "'sigmoid': choose one of tanh, softmax"),
+        ({"output_activation": "sigmoid"}, "tanh, softmax, not 'sigmoid'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -102,8 +102,8 @@ def test_all_weights_learn(size):
     [
         ({"grid": 7}, "grid is 7: it must be even"),
         ({"grid": 0}, "grid is 0"),
-        ({"ff_init": "ones"}, "ff_init is 'ones': choose one of reference, identity"),
-        ({"gate": "open"}, "gate is 'open': choose one of reference, bounded"),
+        ({"ff_init": "ones"}, "ff_init must be one of reference, identity, not 'ones'"),
+        ({"gate": "open"}, "gate must be one of reference, bounded, not 'open'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -118,7 +118,7 @@ def test_batch_and_syncbatch_share_their_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "layer"}, "highway_norm is 'layer': choose one of batch, syncbatch, instance, group"),
+        ({"norm": "layer"}, "highway_norm must be one of batch, syncbatch, instance, group, not 'layer'"),
         ({"dropout": 1.0}, "highway_dropout is 1.0"),
         ({"channels": 0}, "highway_channels is 0"),
         ({"num_poolings": 0}, "the highway has 0 poolings"),

@@ -377,13 +377,13 @@ def test_a_small_network_fits_a_bundle(version):
         ("v1", {"image_size": 36}, "image_size is 36: it must be a positive multiple of 8"),
         ("v1", {"channel_mult": (1, 2)}, "channel_mult has 2 entries: this network needs 3 levels or more"),
         ("v2", {"channel_mult": (1, 2, 2)}, "channel_mult has 3 entries: this network needs 4 levels or more"),
-        ("v1", {"gate": "open"}, "gate is 'open': choose one of reference, bounded"),
-        ("v1", {"ff_init": "ones"}, "ff_init is 'ones': choose one of reference, identity"),
-        ("v2", {"highway_norm": "layer"}, "highway_norm is 'layer'"),
+        ("v1", {"gate": "open"}, "gate must be one of reference, bounded, not 'open'"),
+        ("v1", {"ff_init": "ones"}, "ff_init must be one of reference, identity, not 'ones'"),
+        ("v2", {"highway_norm": "layer"}, "highway_norm must be one of .*, not 'layer'"),
         ("v2", {"highway_dropout": -0.1}, "highway_dropout is -0.1: it must be at least 0 and less than 1"),
         ("v2", {"channels": 40}, "channels is 40: it must be a positive multiple of 32"),
         ("v2", {"attention_factors": (16,)}, "16 is the downsampling factor of no level"),
-        ("v2", {"condition_channels": 0}, "condition_channels is 0: it must be at least 1"),
+        ("v2", {"condition_channels": 0}, "condition_channels must be a whole number of at least 1, not 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(version, options, message):

@@ -171,19 +171,19 @@ def test_sizes_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channel_mult": None, "variant": "XL"}, "variant is 'XL': choose one of S, B, L"),
+        ({"channel_mult": None, "variant": "XL"}, "variant must be one of S, B, L, not 'XL'"),
         ({"channel_mult": (1, 1, 2)}, "channel_mult has 3 entries: this network needs 4 levels or more"),
         ({"channel_mult": (1, 1, 0, 2)}, "channel_mult is"),
         ({"channels": 48}, "channels is 48: it must be a positive multiple of 32"),
         ({"image_size": 20}, "image_size is 20: it must be a positive multiple of 8"),
-        ({"num_stem_blocks": 0}, "num_stem_blocks is 0"),
-        ({"num_decoder_blocks": 0}, "num_decoder_blocks is 0"),
-        ({"fuse_levels": "last"}, "'last': choose one of middle, all"),
-        ({"num_classes": 0}, "num_classes is 0: it must be at least 1"),
+        ({"num_stem_blocks": 0}, "num_stem_blocks must be .*, not 0"),
+        ({"num_decoder_blocks": 0}, "num_decoder_blocks must be .*, not 0"),
+        ({"fuse_levels": "last"}, "middle, all, not 'last'"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, not 0"),
         ({"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and less than 1"),
         ({"timestep_scale": 0}, "timestep_scale is 0: it must be a positive number"),
         ({"channel_mult": 4}, "channel_mult is 4: give one positive whole number a level"),
-        ({"ff_init": "ones"}, "'ones': choose one of reference, identity"),
+        ({"ff_init": "ones"}, "reference, identity, not 'ones'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):
@@ -193,7 +193,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 @pytest.mark.parametrize("name", ["in_channels", "condition_channels"])
 def test_no_channels_are_refused(name):
-    with pytest.raises(InputError, match=f"{name} is 0: it must be at least 1"):
+    with pytest.raises(InputError, match=f"{name} must be a whole number of at least 1, not 0"):
         MedSegDiffV1Paper(**{name: 0})
 
 

@@ -184,10 +184,10 @@ def test_sizes_that_do_not_fit_are_refused():
         ({"channels": 48}, "channels is 48: it must be a positive multiple of 32"),
         ({"num_transformer_blocks": 7}, "num_blocks is 7: choose 1 to 6"),
         ({"num_transformer_heads": 5}, r"channels is 64: it must be a multiple of num_heads \(5\)"),
-        ({"ss_order": "both"}, "'both': choose one of"),
-        ({"normaliser": "sine"}, "'sine': choose one of softmax, none"),
+        ({"ss_order": "both"}, "condition_first, not 'both'"),
+        ({"normaliser": "sine"}, "softmax, none, not 'sine'"),
         ({"anchor_kernel_size": 4}, "kernel_size is 4: it must be odd"),
-        ({"highway_norm": "layer"}, "'layer': choose one of"),
+        ({"highway_norm": "layer"}, "group, not 'layer'"),
         ({"channels": 1024, "num_res_blocks": 12}, "pass allow_huge=True"),
     ],
 )
@@ -197,7 +197,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_no_channels_are_refused():
-    with pytest.raises(InputError, match="in_channels is 0: it must be at least 1"):
+    with pytest.raises(InputError, match="in_channels must be a whole number of at least 1, not 0"):
         MedSegDiffV2Paper(0, 3)
 
 

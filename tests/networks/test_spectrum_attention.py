@@ -245,8 +245,8 @@ def test_bfloat16_autocast_stays_near_single_precision():
         ({"num_blocks": 0}, "num_blocks is 0: choose 1 to 6"),
         ({"num_blocks": 7}, "num_blocks is 7: choose 1 to 6"),
         ({"num_heads": 3}, r"channels is 8: it must be a multiple of num_heads \(3\)"),
-        ({"ss_order": "both"}, "'both': choose one of noise_first, condition_first"),
-        ({"normaliser": "sine"}, "'sine': choose one of softmax, none"),
+        ({"ss_order": "both"}, "noise_first, condition_first, not 'both'"),
+        ({"normaliser": "sine"}, "softmax, none, not 'sine'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -138,7 +138,7 @@ def test_the_handlers_view_of_a_case():
     with pytest.raises(InputError, match="the prediction is a label map"):
         InstanceScores("probability")(label, label)
     for wrong in ({"split": "magic"}, {"min_distance": 0}, {"min_size": -1}):
-        with pytest.raises(InputError, match="expected"):
+        with pytest.raises(InputError, match="must be one of components|expected at least"):
             InstanceScores(**wrong)
 
 

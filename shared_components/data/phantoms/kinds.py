@@ -25,7 +25,7 @@ from shared_components.data.phantoms import (
     tumour,
     vessels,
 )
-from shared_components.errors import InputError
+from shared_components.errors import InputError, check_choice
 from shared_components.whole_files import whole_folder
 
 logger = logging.getLogger(__name__)
@@ -157,8 +157,7 @@ def phantom_case(seed: int, index: int, kind: str = "hippocampus") -> tuple[np.n
 
 
 def _kind(kind: str) -> PhantomKind:
-    if kind not in KINDS:
-        raise InputError(f"kind '{kind}': no such phantoms; expected one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     return KINDS[kind]
 
 
