@@ -14,9 +14,10 @@ from PIL import Image
 
 from shared_components.adaptation.mask_bank import DESCRIPTION as BANK
 from shared_components.adaptation.mask_bank import bank_statement, write_mask_bank
-from shared_components.data.checks.cases import check_cases, describe
+from shared_components.data.checks.cases import check_cases
 from shared_components.data.datalists import datalist, note_failure
 from shared_components.data.formats.files import read_json_object, write_json
+from shared_components.data.layouts.case_folder import describe
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.loaders import LoadLabelMapd
 from shared_components.data.transforms import AveragingResized

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_adapted(
     docs = {
         "plan.md": plan_page(name, source.folder.name, folder, found, choices),
         "fingerprint.json": json.dumps(
-            {**found.to_json(), "sections": sections(folder), "patients": folder.patient_rule}, indent=1
+            {**asdict(found), "sections": sections(folder), "patients": folder.patient_rule}, indent=1
         )
         + "\n",
         "README.md": model_card(

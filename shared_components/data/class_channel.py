@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from shared_components.data.layouts.manifest import CLASS_COLUMN
+from shared_components.data.transforms import file_or_key
 from shared_components.errors import InputError
 
 UNKNOWN_CLASS = -1
@@ -43,15 +44,12 @@ class ClassLabelChanneld(MapTransform):
         cell = str(result.get(CLASS_COLUMN, ""))
         label = int(cell) if cell.isdecimal() else UNKNOWN_CLASS
         for key in self.key_iterator(result):
-            image = result[key]
             if cell and not 0 <= label < self.num_classes:
-                name = getattr(image, "meta", {}).get("filename_or_obj", key)
                 raise InputError(
-                    f"{name}: {CLASS_COLUMN} is '{cell}', expected 0 to {self.num_classes - 1}; mend the "
-                    "manifest or give num_classes"
+                    f"{file_or_key(result[key], key)}: {CLASS_COLUMN} is '{cell}', expected 0 to "
+                    f"{self.num_classes - 1}; mend the manifest or give num_classes"
                 )
-            values = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
-            channel = torch.full_like(values[:1], label)
-            appended = torch.cat([values, channel])
-            result[key] = MetaTensor(appended).copy_meta_from(image) if isinstance(image, MetaTensor) else appended
+            values = convert_to_tensor(result[key])
+            appended = torch.cat([values, torch.full_like(values[:1], label)])
+            result[key] = convert_to_dst_type(appended, result[key])[0]
         return result

@@ -12,10 +12,10 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type
 from skimage.color import hsv2rgb, rgb2hsv
 
+from shared_components.data.formats.pictures import LUMINANCE
 from shared_components.errors import InputError
 
 _WHITE = 255.0
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
 class RandColorJitterd(RandomizableTransform, MapTransform):
@@ -87,7 +87,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
-    return np.tensordot(_LUMINANCE, values, axes=1)
+    return np.tensordot(np.array(LUMINANCE, dtype=np.float32), values, axes=1)
 
 
 def _blend(values: np.ndarray, other: np.ndarray | float, factor: float) -> np.ndarray:

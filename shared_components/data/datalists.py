@@ -16,10 +16,10 @@ from shared_components.data.checks.cases import (
     Labels,
     all_masks_empty,
     check_cases,
-    describe,
     label_conflicts,
     usual_spatial_dims,
 )
+from shared_components.data.layouts.case_folder import describe, describe_some, errors_by_case
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.layouts.split import choose_split, find_leaks, overlapping, sections
@@ -27,7 +27,6 @@ from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_NAMED_IN_MESSAGE = 3
 _LEFT_OUT: dict[tuple[str, str], list[str]] = {}
 _ABOUT_LABELS = {"no_label", "no_image", "no_such_case", "not_listed", "no_section"}
 _WARNED_OF = {
@@ -165,12 +164,10 @@ def inference_cases(
     spatial_dims = spatial_dims or usual_spatial_dims(folder.cases + folder.unlabelled)
     options = {"affine_tolerance": affine_tolerance, "spatial_dims": spatial_dims, "channel": channel}
     cases, findings = _checked_images(folder, num_channels, **options)
-    bad: dict[str, list[str]] = {}
-    for finding in _errors(findings):
-        bad.setdefault(finding.case, []).append(describe(finding, folder.root))
+    bad = errors_by_case(findings, folder.root)
     good = [case for case in cases if case.id not in bad]
     _warn_about(folder, "inference", good, findings)
-    return [case.datalist_item() for case in good], ["; ".join(lines) for lines in bad.values()]
+    return [case.datalist_item() for case in good], list(bad.values())
 
 
 def _folder(
@@ -231,9 +228,7 @@ def _refuse_folder(folder: CaseFolder, errors: list[Finding]) -> None:
 
 
 def _several(folder: CaseFolder, errors: Sequence[Finding], options: Mapping[str, Any]) -> str:
-    named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
-    more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
-    return f"{named}{more}. All of them: {check_command(folder.root, options)}"
+    return f"{describe_some(errors, folder.root)}. All of them: {check_command(folder.root, options)}"
 
 
 def check_command(root: Path, options: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import nibabel
 import numpy as np
@@ -91,10 +90,6 @@ class Fingerprint:
     def median_spacing(self) -> tuple[float, ...]:
         """Median voxel size along each axis, in mm."""
         return tuple(spacing[1] for spacing in self.spacings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content as plain lists, objects and numbers."""
-        return asdict(self)
 
 
 def fingerprint(
@@ -350,8 +345,7 @@ def _in_ras_order(grid: Grid) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return size and spacing along left-right, posterior-anterior, inferior-superior; a picture's as it lies."""
     if grid.affine is None or len(grid.shape) != 3:
         return grid.shape, grid.spacing
-    axes = nibabel.io_orientation(grid.affine)[:, 0]
-    order = [int(np.flatnonzero(axes == axis)[0]) for axis in range(3)]
+    order = np.argsort(nibabel.io_orientation(grid.affine)[:, 0])
     return tuple(grid.shape[axis] for axis in order), tuple(grid.spacing[axis] for axis in order)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
+from shared_components.data.checks.cases import check_cases, usual_spatial_dims
 from shared_components.data.datalists import note_left_out, refuse_ignored
+from shared_components.data.layouts.case_folder import describe, describe_some
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.layouts.class_column import manifest_classes, unknown_words
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
@@ -25,7 +26,6 @@ from shared_components.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_NAMED_IN_MESSAGE = 3
 _PATIENT_HINT = (
     r"; --patient_pattern says where the names have the patient, such as '^(\w+)_\d+$', or '.+' if each is another one"
 )
@@ -217,6 +217,4 @@ def _usable(folder: CaseFolder, cases: list[Case], channels: Sequence[str] | Non
 
 def _refuse(folder: CaseFolder, errors: Sequence[Finding], hint: str = "") -> None:
     if errors:
-        named = "; ".join(describe(error, folder.root) for error in errors[:_NAMED_IN_MESSAGE])
-        more = f"; and {len(errors) - _NAMED_IN_MESSAGE} more" if len(errors) > _NAMED_IN_MESSAGE else ""
-        raise InputError(f"{folder.root}: {named}{more}; correct them{hint}")
+        raise InputError(f"{folder.root}: {describe_some(errors, folder.root)}; correct them{hint}")

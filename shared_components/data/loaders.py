@@ -16,8 +16,8 @@ from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
 from shared_components.data.formats.aperio import is_annotation
-from shared_components.data.formats.files import UnusableImage, composed, label_stem
-from shared_components.data.formats.pictures import channels_fit
+from shared_components.data.formats.files import UnusableImage, label_stem, label_suffix
+from shared_components.data.formats.pictures import LUMINANCE, channels_fit
 from shared_components.data.formats.readers import (
     PICTURE_FORMAT,
     Annotation,
@@ -32,7 +32,6 @@ from shared_components.data.transforms import rounded_labels
 from shared_components.errors import InputError
 
 _READ_FROM = "read_from"  # the file itself, where the result is called otherwise
-_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and OpenCV
 
 StoredValues = Sequence[int | Sequence[int]] | None
 
@@ -173,9 +172,8 @@ def _result_file(file: Path, case: str | None) -> Path:
     Of a series in a folder called 1.2.840.1 it would take off the last number, which leaves 1.2.840 to two patients; of
     scan.NII.GZ only the half.
     """
-    stem = label_stem(file.name)
-    suffix = composed(file.name)[len(stem) :] if stem else ""
-    name = case or stem or file.name
+    suffix = label_suffix(file.name)
+    name = case or label_stem(file.name) or file.name
     if suffix.lower().endswith(".gz"):
         suffix = suffix.lower()
     elif not suffix and "." in name and file.is_dir():
@@ -300,7 +298,7 @@ def _with_channels(image: MetaTensor, wanted: int | None, name: str) -> MetaTens
     if PICTURE_FORMAT not in image.meta or not channels_fit(found, wanted):
         raise InputError(f"{name}: {found} channel{'s' if found > 1 else ''}, expected {wanted}")
     if wanted == 1:
-        weights = torch.tensor(_LUMINANCE, dtype=torch.float64)
+        weights = torch.tensor(LUMINANCE, dtype=torch.float64)
         values = torch.einsum("c,c...->...", weights, image.as_tensor().double())[None].float()
     else:
         values = image.as_tensor().repeat(wanted, *[1] * (image.ndim - 1))

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from shared_components.data.formats.readers import PICTURE_FORMAT
+from shared_components.data.formats.scan import FULL_SCALE
+from shared_components.data.transforms import file_or_key
 from shared_components.errors import InputError
 
 
@@ -63,14 +65,13 @@ class ForegroundScaled(MapTransform):
         """
         result = dict(data)
         for key in self.key_iterator(result):
-            image = result[key]
-            values = torch.as_tensor(image).as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            image = torch.as_tensor(result[key])
+            values = convert_to_tensor(image, torch.float64)
             if not torch.isfinite(values).all():
-                name = getattr(image, "meta", {}).get("filename_or_obj", key)
-                raise InputError(f"{name}: NaN or infinite voxels; replace them by numbers")
+                raise InputError(f"{file_or_key(image, key)}: NaN or infinite voxels; replace them by numbers")
             is_picture = PICTURE_FORMAT in getattr(image, "meta", {})
-            scaled = torch.stack([self._scaled(channel, is_picture) for channel in values.double()]).float()
-            result[key] = MetaTensor(scaled).copy_meta_from(image) if isinstance(image, MetaTensor) else scaled
+            scaled = torch.stack([self._scaled(channel, is_picture) for channel in values])
+            result[key] = convert_to_dst_type(scaled, image, torch.float32)[0]
         return result
 
     def _scaled(self, channel: torch.Tensor, is_picture: bool) -> torch.Tensor:
@@ -86,9 +87,6 @@ class ForegroundScaled(MapTransform):
             return torch.where(inside, self.top, self.bottom).to(channel.dtype)
         share = torch.where(inside, ((channel - low) / (high - low)).clamp(0, 1), torch.zeros_like(channel))
         return self.bottom + (self.top - self.bottom) * share
-
-
-FULL_SCALE = (255, 65535)
 
 
 def object_pixels(mask: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
@@ -112,10 +110,8 @@ class ObjectMaskd(MapTransform):
         """Convert the keys of ``data``; type and metadata stay."""
         result = dict(data)
         for key in self.key_iterator(result):
-            label = result[key]
-            values = label.as_tensor() if isinstance(label, MetaTensor) else label
-            mask = object_pixels(values, self.values).to(values.dtype)
-            result[key] = MetaTensor(mask).copy_meta_from(label) if isinstance(label, MetaTensor) else mask
+            mask = object_pixels(convert_to_tensor(result[key]), self.values)
+            result[key] = convert_to_dst_type(mask, result[key])[0]
         return result
 
 
@@ -146,10 +142,7 @@ class MaskOrEmptyd(MapTransform):
                 continue
             image = result[self.image_key]
             if int(result[self.class_key]) == 1:
-                name = getattr(image, "meta", {}).get("filename_or_obj", "a positive slice")
+                name = file_or_key(image, "a slice")
                 raise InputError(f"{name}: positive, but it has no mask to be scored with; add it, or leave it out")
-            if isinstance(image, MetaTensor):
-                result[key] = MetaTensor(torch.zeros_like(image.as_tensor()[:1])).copy_meta_from(image)
-            else:
-                result[key] = torch.zeros_like(image[:1])
+            result[key] = convert_to_dst_type(torch.zeros_like(convert_to_tensor(image)[:1]), image)[0]
         return result

@@ -17,9 +17,10 @@ from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 from PIL import Image
 
-from shared_components.data.checks.cases import check_cases, describe, usual_spatial_dims
+from shared_components.data.checks.cases import check_cases, usual_spatial_dims
 from shared_components.data.datalists import SECTIONS, refuse_ignored
 from shared_components.data.formats.files import IMAGE_SUFFIXES
+from shared_components.data.layouts.case_folder import errors_by_case
 from shared_components.data.layouts.cases import Case, CaseFolder, find_cases
 from shared_components.data.layouts.split import sections
 from shared_components.errors import InputError, check_choice, check_count
@@ -238,12 +239,8 @@ def _usable_cases(
         raise InputError(f"{folder.root}: no {what}{f' in section {section!r}' if section else ''}; add some")
     spatial_dims = spatial_dims or usual_spatial_dims([Case(case.id, (case.label,)) for case in cases])
     stripped = CaseFolder(folder.root, folder.layout, folder.channels, dict(labels), cases)
-    bad: dict[str, list[str]] = {}
-    for finding in check_cases(stripped, cases, labels, num_channels, spatial_dims=spatial_dims):
-        if finding.level == "error":
-            bad.setdefault(finding.case, []).append(describe(finding, folder.root))
-    good = [case for case in cases if case.id not in bad]
-    failures = ["; ".join(lines) for lines in bad.values()]
+    bad = errors_by_case(check_cases(stripped, cases, labels, num_channels, spatial_dims=spatial_dims), folder.root)
+    good, failures = [case for case in cases if case.id not in bad], list(bad.values())
     if not good:
         raise InputError(f"{folder.root}: no usable label map of {len(cases)}: {failures[0]}")
     return good, failures

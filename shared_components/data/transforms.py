@@ -21,7 +21,7 @@ from monai.transforms import (
 )
 from monai.transforms.spatial.functional import resize
 from monai.transforms.utils_pytorch_numpy_unification import percentile
-from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, fall_back_tuple
+from monai.utils import InterpolateMode, TraceKeys, convert_to_dst_type, convert_to_tensor, fall_back_tuple
 
 from shared_components.data.formats.scan import INTEGER_TOLERANCE
 from shared_components.errors import InputError
@@ -217,7 +217,7 @@ class WatchedIntensityRanged(ScaleIntensityRanged):
             if most > high or least < most <= low + (high - low) / 100:
                 self._told = True
                 text = "%s: values %g to %g, expected %g to %g: scale the images, or give --intensity#a_max %g"
-                logger.warning(text, _name(data[key], key), least, most, low, high, most)
+                logger.warning(text, file_or_key(data[key], key), least, most, low, high, most)
         return super().__call__(data)
 
 
@@ -266,9 +266,9 @@ class PercentileNormalized(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             image = torch.as_tensor(result[key])
-            values = image.as_tensor() if isinstance(image, MetaTensor) else image
+            values = convert_to_tensor(image)
             if not torch.isfinite(values).all():
-                raise InputError(f"{_name(image, key)}: NaN or infinite voxels; replace them by numbers")
+                raise InputError(f"{file_or_key(image, key)}: NaN or infinite voxels; replace them by numbers")
             normalised = torch.stack([self._normalise(channel) for channel in values.to(torch.float64)])
             result[key] = convert_to_dst_type(normalised, image, dtype=torch.float32)[0]
         return result
@@ -328,8 +328,8 @@ class RoundLabelsd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             label = torch.as_tensor(result[key])
-            values = label.as_tensor() if isinstance(label, MetaTensor) else label
-            result[key] = convert_to_dst_type(rounded_labels(values, _name(label, key)), label)[0]
+            rounded = rounded_labels(convert_to_tensor(label), file_or_key(label, key))
+            result[key] = convert_to_dst_type(rounded, label)[0]
         return result
 
 
@@ -345,5 +345,6 @@ def rounded_labels(values: torch.Tensor, name: str) -> torch.Tensor:
     return rounded
 
 
-def _name(tensor: torch.Tensor, key: Hashable) -> str:
-    return str(tensor.meta.get("filename_or_obj", key)) if isinstance(tensor, MetaTensor) else str(key)
+def file_or_key(image: torch.Tensor, key: Hashable) -> str:
+    """Return the file that an image was read from, or else its key: what a message calls it."""
+    return str(image.meta.get("filename_or_obj", key)) if isinstance(image, MetaTensor) else str(key)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.transforms.utils import get_largest_connected_component_mask
 from monai.utils import convert_to_dst_type
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, gaussian_filter
 from skimage.exposure import equalize_adapthist, match_histograms
-from skimage.measure import label
 
 from shared_components.errors import InputError
 
@@ -130,10 +130,7 @@ def field_of_view(grey: np.ndarray, threshold: float = 0.08, margin: float = 0.0
         margin: share of the longer side; pixels nearer than that to the surround are outside, unless all would be.
     """
     bright = grey >= threshold * grey.max()
-    parts = label(bright, connectivity=1)
-    if parts.max() == 0:
-        return np.ones_like(bright)
-    field = binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
+    field = binary_fill_holes(get_largest_connected_component_mask(bright, connectivity=1))
     if margin == 0 or field.all():
         return field
     inner = distance_transform_edt(field) > margin * max(field.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -97,4 +98,4 @@ def test_the_sample_stays_bounded_and_the_content_is_json(tmp_path, monkeypatch)
     monkeypatch.setattr("shared_components.data.fingerprint._POOL", 100)
     found = fingerprint(find_cases(msd_folder(tmp_path, case_names(12))))
     assert 45 < found.intensities[0]["p50"] < 56  # uniform from 1 to 100
-    assert json.loads(json.dumps(found.to_json()))["num_cases"] == 12
+    assert json.loads(json.dumps(asdict(found)))["num_cases"] == 12

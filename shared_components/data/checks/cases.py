@@ -34,8 +34,6 @@ def check_case(
     num_channels: int | None = 1,
     affine_tolerance: float = AFFINE_TOLERANCE_MM,
     spatial_dims: int = 3,
-    channel: int | None = None,
-    ignored: int | None = None,
 ) -> list[Finding]:
     """Check the files of one case, reading each once and in blocks; a missing label is no finding here.
 
@@ -49,15 +47,12 @@ def check_case(
         num_channels: image channels that the model takes; ``None`` to leave this unchecked.
         affine_tolerance: how far apart two files may place the same corner voxel, in mm.
         spatial_dims: 3 for volumes, 2 for pictures and other 2-D images.
-        channel: the one that a model of one channel is shown, of files with several; ``None`` where it must be the
-            only one.
-        ignored: label value of the voxels that nobody judged.
 
     Returns:
         Errors, warnings and notes, in the order of the files; empty if all is well.
     """
     allowed = allowed_values(labels)
-    return _checked(case, allowed, num_channels, affine_tolerance, spatial_dims, channel, ignored).findings
+    return _checked(case, allowed, num_channels, affine_tolerance, spatial_dims, None, None).findings
 
 
 def _checked(
@@ -390,10 +385,3 @@ def all_masks_empty(folder: CaseFolder, train_ids: list[str], findings: list[Fin
         return []
     text = f"all {len(masks)} training masks are empty; label at least one case"
     return [Finding("error", "", str(folder.root), text, "all_masks_empty")]
-
-
-def describe(finding: Finding, root: Path) -> str:
-    """Return "case: file: message" on one line, with the file relative to the data folder."""
-    file = os.path.relpath(finding.file, root)
-    parts = [finding.case, "" if file == "." else file, finding.message]
-    return " ".join(": ".join(part for part in parts if part).split())

@@ -10,15 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shared_components.data.checks.cases import AFFINE_TOLERANCE_MM, Labels, check_folder, describe
+from shared_components.data.checks.cases import AFFINE_TOLERANCE_MM, Labels, check_folder
 from shared_components.data.checks.checked_folder import check_folder_target, write_checked_folder, write_class_folders
 from shared_components.data.checks.checked_folder import fill_nonfinite as fill_nonfinite_of
 from shared_components.data.checks.class_folders import check_class_folders, class_counts, class_overview
 from shared_components.data.checks.understood import overview_text
 from shared_components.data.formats.files import check_json_target, write_json
+from shared_components.data.layouts.case_folder import describe
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.layouts.class_column import manifest_classes, unknown_words
 from shared_components.data.layouts.class_folders import LabelledSlices, find_class_folders
+from shared_components.data.layouts.dataset_json import named_channels
 from shared_components.data.layouts.split import group_patients, sections
 from shared_components.errors import InputError
 
@@ -88,7 +90,8 @@ def check_data(
     sys.stdout.write(overview_text(folder, class_overview(slices) if slices else None))
     sys.stdout.flush()
     if slices:
-        count = num_channels or (_number(channels) if folder.layout == "published" else None)
+        number = channels if isinstance(channels, int) else len(named_channels(channels)) or None
+        count = num_channels or (number if folder.layout == "published" else None)
         findings = check_class_folders(slices, labels, num_workers, affine_tolerance, count, spatial_dims, channel)
     else:
         findings = check_folder(folder, labels, num_workers, affine_tolerance, num_channels, spatial_dims, channel)
@@ -122,15 +125,6 @@ def _check_numbers(spatial_dims: int | None, affine_tolerance: float, num_worker
         raise InputError(f"--affine_tolerance {affine_tolerance}: expected a distance in mm, at least 0")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--num_workers {num_workers}: expected at least 1 thread")
-
-
-def _number(channels: Sequence[str] | int | None) -> int | None:
-    """Return how many channels there are, of their names or number."""
-    return (
-        channels
-        if channels is None or isinstance(channels, int)
-        else len([channels] if isinstance(channels, str) else channels)
-    )
 
 
 def _listed(case: Case, slices: LabelledSlices | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from shared_components.data.formats.files import NIFTI_SUFFIXES, composed, label_stem, write_json
+from shared_components.data.formats.files import NIFTI_SUFFIXES, label_suffix, write_json
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding
 from shared_components.data.layouts.class_column import manifest_words
 from shared_components.data.layouts.class_folders import LabelledSlices
@@ -66,12 +66,12 @@ def write_checked_folder(
         part = "images" if alone else "imagesTr" if case.id in labelled else "imagesTs"
         for number, image in enumerate(case.images):
             suffix = f"_{number:04d}" if several else ""
-            _link(mended.get(image, image), target / part / f"{case.id}{suffix}{_suffix(image)}")
+            _link(mended.get(image, image), target / part / f"{case.id}{suffix}{label_suffix(image.name)}")
         if case.label is not None:
-            _link(case.label, target / "labelsTr" / f"{case.id}{_suffix(case.label)}")
+            _link(case.label, target / "labelsTr" / f"{case.id}{label_suffix(case.label.name)}")
         for name, mask in zip(folder.label_names, case.masks):
             if mask is not None:
-                _link(mask, target / "masks" / name / f"{case.id}{_suffix(mask)}")
+                _link(mask, target / "masks" / name / f"{case.id}{label_suffix(mask.name)}")
     if not folder.labelled:
         return
     _write_split(folder, cases, target)
@@ -132,10 +132,10 @@ def _write_class_manifest(found: LabelledSlices, cases: list[Case], target: Path
         row = {"id": case.id, "split": section.get(case.id, ""), "patient": folder.groups.get(case.id, "")}
         row["class"] = words.get(case.id, "")
         for column, image in zip(folder.channels, case.images):
-            row[column] = f"{column}/{case.id}{_suffix(image)}"
+            row[column] = f"{column}/{case.id}{label_suffix(image.name)}"
             _link(mended.get(image, image), target / row[column])
         if case.label is not None:
-            row[masks] = f"{masks}/{case.id}{_suffix(case.label)}"
+            row[masks] = f"{masks}/{case.id}{label_suffix(case.label.name)}"
             _link(case.label, target / row[masks])
         rows.append(row)
     columns = ["id", "split", "patient", "class", *folder.channels, *([masks] if folder.labelled else [])]
@@ -143,11 +143,6 @@ def _write_class_manifest(found: LabelledSlices, cases: list[Case], target: Path
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _suffix(path: Path) -> str:
-    stem = label_stem(path.name)
-    return composed(path.name)[len(stem) :] if stem else ""  # none of a series' folder, however it is called
 
 
 def _link(source: Path, link: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shared_components.data.formats.files import ITK_LOCK, UnusableImage
+from shared_components.data.formats.files import ITK_LOCK, UnusableImage, last_line
 
 _TOLERANCE = 0.05  # of the usual distance of slices
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
@@ -28,7 +28,7 @@ def read_series(folder: Path) -> Any:
         try:
             return itk.imread(files if len(files) > 1 else files[0])
         except RuntimeError as error:
-            raise UnusableImage(f"DICOM series that cannot be read ({_last_line(error)})") from error
+            raise UnusableImage(f"DICOM series that cannot be read ({last_line(error)})") from error
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -63,7 +63,7 @@ def _sorted_files(itk: Any, folder: Path) -> list[str]:
         series = list(names.GetSeriesUIDs())
         files = [list(names.GetFileNames(uid)) for uid in series]
     except RuntimeError as error:
-        raise UnusableImage(f"DICOM files that cannot be read ({_last_line(error)})") from error
+        raise UnusableImage(f"DICOM files that cannot be read ({last_line(error)})") from error
     if not series:
         raise UnusableImage("no readable DICOM file")
     if len(series) > 1:
@@ -110,8 +110,3 @@ def _tags(itk: Any, file: str) -> dict[str, str]:
     reader.ReadImageInformation()
     found = reader.GetMetaDataDictionary()
     return {key: str(found[key]).strip() for key in (_POSITION, _ORIENTATION) if found.HasKey(key)}
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else str(error)

@@ -40,6 +40,11 @@ class UnusableImage(Exception):
         self.kind = kind
 
 
+def last_line(error: Exception) -> str:
+    """Return the last line of what an error says: of ITK's many the one with the reason."""
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), "").strip()
+
+
 def image_stem(name: str) -> str | None:
     """Return ``name`` without its image suffix, `composed`; ``None`` for a hidden file or one that is no image."""
     return _stem(name, IMAGE_SUFFIXES)
@@ -48,6 +53,12 @@ def image_stem(name: str) -> str | None:
 def label_stem(name: str) -> str | None:
     """Return ``name`` without its suffix as `image_stem` does, for a file that is an image or an annotation."""
     return _stem(name, IMAGE_SUFFIXES + ANNOTATION_SUFFIXES)
+
+
+def label_suffix(name: str) -> str:
+    """Return what `label_stem` takes off, as it is written; '' of a name without such a suffix."""
+    stem = label_stem(name)
+    return composed(name)[len(stem) :] if stem else ""
 
 
 def composed(name: str) -> str:
@@ -87,6 +98,12 @@ def _is_dead(link: Path) -> bool:
     return link.is_symlink() and not link.exists()
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` that are not hidden, sorted by name; none if there is no such folder."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return sorted(child for child in inside if child.is_dir() and not child.name.startswith("."))
+
+
 def images_by_stem(folder: Path) -> list[tuple[str, Path]]:
     """Return (name without suffix, file) of the `image_files` of a folder, and (name, folder) of DICOM series in it."""
     named = [(image_stem(path.name) or path.name, path) for path in image_files(folder)]
@@ -117,7 +134,7 @@ def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[s
 
 
 def annotations_by_stem(folder: Path) -> list[tuple[str, Path]]:
-    """Return the same of the annotation files (XML) directly in ``folder``; none if there is no such folder."""
+    """Return (name without suffix, file) of the annotations (XML) directly in a folder; none if there is none."""
     if not folder.is_dir():
         return []
     named = ((label_stem(path.name), path) for path in sorted(folder.iterdir()) if not image_stem(path.name))

@@ -16,12 +16,14 @@ from shared_components.data.formats.files import (
     PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
     UnusableImage,
+    last_line,
 )
 
 _EXIF_ORIENTATION = 0x0112
 _DEEP_COLOUR = re.compile(r"\b(LA|RGB|RGBA|RGBX);16")
 _JPEG = ("JPEG", "MPO")
 _HALF = 128
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in Pillow and OpenCV
 
 Notes = tuple[tuple[str, str], ...]
 
@@ -162,8 +164,7 @@ def _deep_colour(path: Path, num_components: int, notes: list[tuple[str, str]]) 
         try:
             image = itk.imread(str(path), itk.Vector[itk.F, num_components])
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UnusableImage(f"16-bit colour picture that ITK cannot read ({reason})") from error
+            raise UnusableImage(f"16-bit colour picture that ITK cannot read ({last_line(error)})") from error
         array = itk.array_from_image(image).astype(np.uint16)
     if num_components in (2, 4):
         notes.append(("alpha", "alpha channel dropped"))

@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from shared_components.data.formats.aperio import is_annotation, read_annotation
 from shared_components.data.formats.arrays import is_stack, read_stack
 from shared_components.data.formats.dicom import itk_affine, read_series
-from shared_components.data.formats.files import ITK_LOCK, NIFTI_SUFFIXES, UnusableImage
+from shared_components.data.formats.files import ITK_LOCK, NIFTI_SUFFIXES, UnusableImage, last_line
 from shared_components.data.formats.ground import is_ground, read_ground
 from shared_components.data.formats.pictures import Notes, Picture, is_picture, read_picture
 
@@ -237,10 +237,7 @@ def _itk_volume(path: Path, spatial_dims: int) -> Volume:
             image = itk.imread(str(path)) if series is None else series
             array = np.asarray(itk.array_from_image(image))
         except Exception as error:  # ITK raises RuntimeError, TypeError and its own kinds
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UnusableImage(
-                f"truncated/corrupt or not readable by ITK ({lines[-1] if lines else error})"
-            ) from error
+            raise UnusableImage(f"truncated/corrupt or not readable by ITK ({last_line(error)})") from error
     components = image.GetNumberOfComponentsPerPixel()
     spatial = array.shape[-2::-1] if components > 1 else array.shape[::-1]
     further = (components,) if components > 1 and len(spatial) > 2 else ()

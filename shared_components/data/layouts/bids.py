@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared_components.data.formats.files import images_by_stem
+from shared_components.data.formats.files import images_by_stem, subfolders
 from shared_components.data.layouts.columns import Channels, Columns
+from shared_components.data.layouts.dataset_json import named_channels
 from shared_components.data.layouts.manifest import Manifest, Row
 from shared_components.errors import InputError
 
@@ -48,7 +49,7 @@ def bids_cases(root: Path, channels: Channels, label_column: str | None) -> Colu
     sessions = _sessions(raw) if raw else {}
     if not any(session.images for session in sessions.values()):
         return None
-    pipelines = [path for path in _folders(root / "derivatives") if _subjects(path)]
+    pipelines = [path for path in subfolders(root / "derivatives") if _subjects(path)]
     for pipeline in pipelines:
         for place, found in _sessions(pipeline).items():
             labels = {f"{pipeline.name}/{name}": path for name, path in found.labels.items()}
@@ -68,23 +69,17 @@ def bids_cases(root: Path, channels: Channels, label_column: str | None) -> Colu
     return Columns("bids", manifest, _label_names(root / "derivatives" / label.partition("/")[0]) if label else {})
 
 
-def _folders(folder: Path, beginning: str = "") -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(beginning) and p.name[0] != ".")
-
-
 def _subjects(root: Path) -> list[Path]:
-    return _folders(root, "sub-")
+    return [folder for folder in subfolders(root) if folder.name.startswith("sub-")]
 
 
 def _sessions(root: Path) -> dict[Place, _Session]:
     """Return what lies in the folders of data types of every subject and session."""
     found: dict[Place, _Session] = {}
     for subject in _subjects(root):
-        for folder in [subject, *_folders(subject, "ses-")]:
+        for folder in [subject, *(inside for inside in subfolders(subject) if inside.name.startswith("ses-"))]:
             place = (subject.name, "" if folder == subject else folder.name)
-            for data_type in _folders(folder):
+            for data_type in subfolders(folder):
                 if data_type.name in _DATA_TYPES:
                     _add(found.setdefault(place, _Session()), data_type, "_".join(filter(None, place)))
     return found
@@ -129,9 +124,7 @@ def _counts(sessions: dict[Place, _Session], usual: bool = False) -> Counter[str
 
 
 def _image_names(root: Path, channels: Channels, sessions: dict[Place, _Session]) -> tuple[str, ...]:
-    named = (
-        () if channels is None or isinstance(channels, int) else [channels] if isinstance(channels, str) else channels
-    )
+    named = named_channels(channels)
     for name in named:
         if not any(_image(session, name) for session in sessions.values()):
             known = ", ".join(sorted(_counts(sessions)))
@@ -139,7 +132,7 @@ def _image_names(root: Path, channels: Channels, sessions: dict[Place, _Session]
     counts = _counts(sessions, usual=True) or _counts(sessions)
     with_images = sum(bool(session.images) for session in sessions.values())
     usual = sorted(name for name, count in counts.items() if 2 * count > with_images)
-    return tuple(named) or tuple(usual) or (max(sorted(counts), key=counts.__getitem__),)
+    return named or tuple(usual) or (max(sorted(counts), key=counts.__getitem__),)
 
 
 def _label_name(

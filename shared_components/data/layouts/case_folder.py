@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shared_components.data.formats.files import image_stem
+
+_NAMED = 3  # findings of a folder that is refused
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,28 @@ class CaseFolder:
     def labelled(self) -> bool:
         """Whether the layout has labels at all."""
         return self.layout != "images" and (self.layout not in ("manifest", "bids") or self.label_column is not None)
+
+
+def describe(finding: Finding, root: Path) -> str:
+    """Return "case: file: message" on one line, with the file relative to the data folder."""
+    file = os.path.relpath(finding.file, root)
+    parts = [finding.case, "" if file == "." else file, finding.message]
+    return " ".join(": ".join(part for part in parts if part).split())
+
+
+def describe_some(findings: Sequence[Finding], root: Path) -> str:
+    """Return the first findings on one line, and how many more there are."""
+    more = f"; and {len(findings) - _NAMED} more" if len(findings) > _NAMED else ""
+    return "; ".join(describe(finding, root) for finding in findings[:_NAMED]) + more
+
+
+def errors_by_case(findings: Sequence[Finding], root: Path) -> dict[str, str]:
+    """Return case id to what is wrong with it, of errors alone, on one line."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        if finding.level == "error":
+            lines[finding.case].append(describe(finding, root))
+    return {case: "; ".join(found) for case, found in lines.items()}
 
 
 def named_apart(cases: list[Case]) -> list[Case]:

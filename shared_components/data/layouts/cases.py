@@ -17,6 +17,7 @@ from shared_components.data.formats.files import (
     images_by_stem,
     is_series,
     read_json_object,
+    subfolders,
     without_label_suffix,
 )
 from shared_components.data.layouts.abdomen import AbdomenCases, abdomen_cases
@@ -175,8 +176,7 @@ class _Finder:
         return folder if found else None
 
     def _one_of(self, names: tuple[str, ...], what: str) -> Path | None:
-        inside = sorted(child for child in self.root.iterdir() if child.is_dir())
-        found = [child for child in inside if child.name.lower() in {name.lower() for name in names}]
+        found = [child for child in subfolders(self.root) if child.name.lower() in {name.lower() for name in names}]
         if len(found) > 1:
             both = " and ".join(f"{folder.name}/" for folder in found)
             raise InputError(f"{self.root}: has both {both}; keep the one that belongs to the {what}")
@@ -270,8 +270,7 @@ class _Finder:
         files = images_by_stem(folder)
         if not files and is_series(folder):
             files = [(folder.name, folder)]
-        children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
-        below = [(f"{child.name}_{stem}", path) for child in children for stem, path in images_by_stem(child)]
+        below = [(f"{child.name}_{stem}", path) for child in subfolders(folder) for stem, path in images_by_stem(child)]
         if files and below:
             text = f"{len(below)} images below it, such as {below[0][1].relative_to(folder)}, are not looked at"
             self._problem("", folder, f"{text}; give their folder as dataset_dir", "images_below", "warning")

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared_components.data.formats.files import images_by_stem, is_image_folder, read_json_object, without_label_suffix
+from shared_components.data.formats.files import (
+    images_by_stem,
+    is_image_folder,
+    read_json_object,
+    subfolders,
+    without_label_suffix,
+)
+from shared_components.data.layouts.dataset_json import named_channels
 from shared_components.data.layouts.manifest import Manifest, Row
 from shared_components.errors import InputError
 
@@ -32,14 +39,12 @@ class Columns:
         layout: "case folders" or "channel folders".
         manifest: the table.
         label_names: name to value, where the folder says.
-        mask_names: classes of one mask file each, in the order of ``masks``.
-        masks: case id to a mask file for each class, ``None`` where a case has none.
+        masks: case id to a mask file for each class of ``label_names``, ``None`` where a case has none.
     """
 
     layout: str
     manifest: Manifest
     label_names: dict[str, int]
-    mask_names: tuple[str, ...] = ()
     masks: Mapping[str, tuple[Path | None, ...]] | None = None
 
 
@@ -49,14 +54,14 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
     The label's folder is ``label_column``, else the first of `LABEL_FOLDERS` that is there. The others are the channels
     that share a name with it, or those that ``channels`` names.
     """
-    inside = {child.name: dict(images_by_stem(child)) for child in _folders(root)}
+    inside = {child.name: dict(images_by_stem(child)) for child in subfolders(root)}
     inside = {name: files for name, files in inside.items() if files}
     label = label_column if label_column in inside else next((name for name in LABEL_FOLDERS if name in inside), None)
     if label is None or (label_column and label != label_column):
         return None
     if label_column is None and any(map(is_image_folder, inside)):
         return None  # images/ beside labels/: a pair
-    named = _names(channels)
+    named = named_channels(channels)
     every_stem = {stem for name, files in inside.items() if name != label for stem in files}
     labels = dict(without_label_suffix(list(inside[label].items()), every_stem))
     others = [name for name, files in inside.items() if name != label and set(files) & set(labels)]
@@ -77,7 +82,7 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
     ``masks/`` or ``labels/`` in the case's holds one mask file a class. Channels are the columns that ``channels``
     names, else the others that most cases have. A ``labels.json`` of value to name beside the files names the labels.
     """
-    others = [child for child in _folders(root) if not is_image_folder(child.name)]
+    others = [child for child in subfolders(root) if not is_image_folder(child.name)]
     folders = [child for child in others if child.name.lower() not in LABEL_FOLDERS]
     inside = {child: _by_column(child) for child in folders}
     inside = {child: files for child, files in inside.items() if files}
@@ -86,7 +91,7 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
     if label_column is None:
         label = next((column for column in sorted(counts) if _LABEL_FILE.match(column)), None)
     masks = {child: _class_masks(child) for child in inside} if label is None and label_column is None else {}
-    named = _names(channels)
+    named = named_channels(channels)
     if label is None and not any(masks.values()) and not set(named) & set(counts):
         return None
     images = _image_columns(root, named, counts, label, len(inside))
@@ -101,31 +106,19 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
     rest = tuple(column for column in sorted(counts) if column not in (*images, label))
     manifest = _manifest(root, images, label or (names and "a mask file a class") or None, rest, rows)
     label_names = {name: number for number, name in enumerate(names, 1)} or _label_names(inside)
-    return Columns("case folders", manifest, label_names, names, by_case if names else None)
+    return Columns("case folders", manifest, label_names, by_case if names else None)
 
 
 def masks_by_class(label_dir: Path) -> tuple[tuple[str, ...], dict[str, tuple[Path | None, ...]]] | None:
     """Understand ``masks/liver/``, ``masks/spleen/`` of files named as images: classes, and case id to their files."""
     if images_by_stem(label_dir):
         return None
-    inside = {child.name: dict(images_by_stem(child)) for child in _folders(label_dir)}
+    inside = {child.name: dict(images_by_stem(child)) for child in subfolders(label_dir)}
     inside = {name: files for name, files in inside.items() if files}
     if not inside:
         return None
     cases = sorted({stem for files in inside.values() for stem in files})
     return tuple(inside), {case: tuple(files.get(case) for files in inside.values()) for case in cases}
-
-
-def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _names(channels: Channels) -> tuple[str, ...]:
-    if channels is None or isinstance(channels, int):
-        return ()
-    return (channels,) if isinstance(channels, str) else tuple(channels)
 
 
 def _without_other_labels(names: Sequence[str], label_column: str | None) -> list[str]:

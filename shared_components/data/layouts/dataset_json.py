@@ -14,6 +14,13 @@ IGNORED = "ignore"
 SECTION_KEYS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
+def named_channels(channels: Sequence[str] | str | int | None) -> tuple[str, ...]:
+    """Return the names that the user gives to channels; none where only their number is given, or nothing."""
+    if channels is None or isinstance(channels, int):
+        return ()
+    return (channels,) if isinstance(channels, str) else tuple(map(str, channels))
+
+
 def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[str, ...] | None:
     """Return the names of the image channels, or ``None`` if nothing says how many there are.
 
@@ -30,13 +37,11 @@ def channel_names(channels: Sequence[str] | int | None, meta: dict[str, Any], fi
     names = tuple(str(name) for name in named) if named else None
     if channels is None:
         return names
-    if isinstance(channels, str):
-        return (channels,)
     if isinstance(channels, int):
         if channels < 1:
             raise InputError(f"channels: {channels}, expected a number of at least 1 or a list of names")
         return names if names and len(names) == channels else tuple(f"channel {i}" for i in range(channels))
-    return tuple(str(name) for name in channels)
+    return named_channels(channels)
 
 
 def chosen_channels(channels: Sequence[str] | int | None, meta: dict[str, Any], file: Path) -> tuple[int, ...] | None:
@@ -45,8 +50,7 @@ def chosen_channels(channels: Sequence[str] | int | None, meta: dict[str, Any], 
     ``None`` if they are all of them in the same order, or other names: those stand for the channels as they come.
     """
     own = [name.lower() for name in channel_names(None, meta, file) or ()]
-    wanted = [] if channels is None or isinstance(channels, int) else channel_names(channels, meta, file) or ()
-    wanted = [name.lower() for name in wanted]
+    wanted = [name.lower() for name in named_channels(channels)]
     if not wanted or wanted == own or not set(wanted) <= set(own):
         return None
     return tuple(own.index(name) for name in wanted)

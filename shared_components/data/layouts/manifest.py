@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 
 from shared_components.data.formats.files import composed, label_stem
-from shared_components.data.layouts.dataset_json import SECTION_KEYS, SECTIONS
+from shared_components.data.layouts.dataset_json import SECTION_KEYS, SECTIONS, named_channels
 from shared_components.errors import InputError
 
 LABEL_COLUMNS = ("label", "mask", "seg", "segmentation")
@@ -193,8 +193,7 @@ def _label_column(table: Table, wanted: str | None, paths: list[str]) -> str | N
 
 
 def _image_columns(table: Table, channels: Sequence[str] | int | None, paths: Sequence[str]) -> tuple[str, ...]:
-    named = (channels,) if isinstance(channels, str) else channels
-    names = () if named is None or isinstance(named, int) else tuple(named)
+    names = named_channels(channels)
     if names and (set(names) & set(table.columns) or "image" not in table.columns):
         return tuple(table.needs(name, "a channel") for name in names)
     if "image" in table.columns:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from shared_components.data.formats.files import subfolders
 from shared_components.data.layouts.case_folder import Case, CaseFolder
 
 _WORDS = {
@@ -62,7 +63,7 @@ def _renamed(part: CaseFolder, before: str) -> CaseFolder:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(child for child in root.iterdir() if child.is_dir() and child.name[0] not in "._")
+    return [child for child in subfolders(root) if not child.name.startswith("_")]  # not __MACOSX
 
 
 def _unpacked(folder: Path) -> Path:

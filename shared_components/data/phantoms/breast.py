@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from shared_components.data.phantoms.fields import to_bytes
+
 LABELS = {"background": 0, "breast": 1, "vessels": 2, "fibroglandular": 3}
 FILES = ("images/{}.png", "masks/{}.png")
 _SIZE = 64
@@ -39,7 +41,7 @@ def breast_case(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     image[vessels & (rows > edge)] = 0.6
     image = gaussian_filter(image, 0.5) * (1 + 0.1 * gaussian_filter(rng.standard_normal(label.shape), 12) * 12)
     image = np.abs(image + rng.normal(0, 0.025, image.shape))
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), label
+    return to_bytes(image), label
 
 
 def _vessels(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from monai.transforms.utils import get_largest_connected_component_mask
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_fill_holes, gaussian_filter
-from skimage.measure import label
 
 _FINER = 4
 
@@ -39,10 +39,7 @@ def ellipse(shape: Sequence[int], centre: Sequence[float], axes: Sequence[float]
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
     """Return the largest connected part of a mask, its holes filled."""
-    parts = label(mask, connectivity=1)
-    if parts.max() == 0:
-        return mask
-    return binary_fill_holes(parts == np.argmax(np.bincount(parts.flat)[1:]) + 1)
+    return binary_fill_holes(get_largest_connected_component_mask(mask, connectivity=1))
 
 
 def draw_curves(shape: Sequence[int], curves: Sequence[np.ndarray], widths: Sequence[float]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from shared_components.data.phantoms.fields import case_rng
 from shared_components.data.phantoms.msd import msd_description
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
@@ -28,7 +29,7 @@ def hippocampus_case(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         Image (x, y, z), float32 or uint8, and label map, uint8, on a 1 mm RAS grid; the anterior part is the
         one of larger y.
     """
-    rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
+    rng = case_rng(seed, index)
     shape = tuple(int(rng.integers(low, high + 1)) for low, high in ((32, 44), (44, 56), (30, 40)))
     label, nearness = _structure(shape, rng)
     tissue = _tissue(shape, rng)
