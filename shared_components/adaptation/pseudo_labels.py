@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from PIL import Image
 from skimage.morphology import remove_small_objects
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from shared_components.data.datalists import inference_cases, note_failure
 from shared_components.data.formats.files import image_stem, write_json
 from shared_components.data.layouts.cases import find_cases
 from shared_components.data.layouts.split import choose_split, sections
+from shared_components.diffusion.metadata import plain
 from shared_components.errors import InputError, check_choice
 from shared_components.training.files import load_safely
 from shared_components.whole_files import whole_folder
@@ -188,17 +188,13 @@ class _Batches(Sequence):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Tensor:
-        return _plain(self.preprocessing(self.items[index])["image"])[None].to(self.device)
-
-
-def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
+        return plain(self.preprocessing(self.items[index])["image"])[None].to(self.device)
 
 
 @torch.inference_mode()
 def _segment(network: nn.Module, image: Tensor, device: str | torch.device) -> np.ndarray:
     """Return the probability of foreground (W, H) of an image (K, W, H)."""
-    return network(_plain(image)[None].to(device))[0, 1].cpu().numpy()
+    return network(plain(image)[None].to(device))[0, 1].cpu().numpy()
 
 
 def confident_mask(probability: np.ndarray, max_share: float = 1.0, min_size: int = 0) -> np.ndarray:

@@ -3,9 +3,9 @@
 from typing import List
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from shared_components.diffusion.metadata import plain, with_metadata
 from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.errors import InputError, check_choice
@@ -58,10 +58,7 @@ class ViewSegmenter(nn.Module):
     @torch.jit.unused
     def _segment_eager(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            if not isinstance(image, MetaTensor):
-                return self._segment(image)
-            # what was done to the image is to be undone to the prediction
-            return MetaTensor(self._segment(image.as_tensor())).copy_meta_from(image)
+            return with_metadata(self._segment(plain(image)), image)
 
     def _segment(self, image: Tensor) -> Tensor:
         padded, (top, left) = pad_to_multiple(image.float(), self.downsampling)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from monai.networks.schedulers.scheduler import Scheduler
 from monai.transforms import MapTransform
 from monai.utils import unsqueeze_right
 from torch import Tensor, nn
 
+from shared_components.diffusion.metadata import with_metadata
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.errors import InputError, check_choice
 
@@ -54,7 +54,7 @@ class DrawsInferer(SimpleInferer):
         """Return (B, 2 + M, *spatial): the channels of ``network(inputs)``, then the object's of the M draws."""
         found = network.describe(inputs, draws=True)
         both = torch.cat([torch.as_tensor(found[name]) for name in ("pred", "draws")], dim=1)
-        return MetaTensor(both).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else both
+        return with_metadata(both, inputs)
 
 
 class SplitDrawsd(MapTransform):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from shared_components.diffusion.diffusion_saliency import start_timestep
 from shared_components.diffusion.hybrid_loss import DenoisingLoss
+from shared_components.diffusion.metadata import plain
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.noising import TrainingNoise
-from shared_components.diffusion.prepare_batch import Device, _plain
+from shared_components.diffusion.prepare_batch import Device
 from shared_components.diffusion.slices import pad_to_multiple
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 from shared_components.errors import InputError
@@ -66,7 +67,7 @@ class ImageLabelPrepareBatch(PrepareBatch):
             arguments (timesteps,); keyword arguments ``clean`` and ``class_weights`` (B, K), or (B, K + 1) where labels
             are dropped.
         """
-        clean = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32).contiguous()
+        clean = plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32).contiguous()
         classes = torch.as_tensor(batchdata[self.class_key]).to(device).long().flatten()
         timesteps, weights, noise = self.noise.draw(clean)
         noisy, target = self.noise.apply(clean, timesteps, noise)
@@ -206,7 +207,7 @@ class LabelGain(nn.Module):
             class 1, 0.5 without a gate; with a classifier ``noisy_positive`` (B, 4, num_looks), its probability of
             class 1 against class 0 in the quarters of the timesteps, the least noise first.
         """
-        clean, _ = pad_to_multiple(_plain(image).float(), self.denoiser.downsampling)
+        clean, _ = pad_to_multiple(plain(image).float(), self.denoiser.downsampling)
         said = {"errors": self._errors(clean), "positive": torch.full((len(clean),), 0.5, device=clean.device)}
         if self.gate is not None:
             said["positive"] = self.gate(clean).float().softmax(dim=1)[:, 1]

@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor
 
 from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.metadata import plain
 from shared_components.diffusion.noising import TrainingNoise
 from shared_components.diffusion.slices import volume_to_slices
 from shared_components.diffusion.timestep_samplers import UniformTimestepSampler
 
 Device = str | torch.device | None
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def condition_and_label(
@@ -34,8 +30,8 @@ def condition_and_label(
     Returns:
         Condition (N, K, H, W) float32 of images (B, K', H, W[, D]), and label values (N, 1, H, W).
     """
-    image = _plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32)
-    label = _plain(batchdata["label"]).to(device, non_blocking=non_blocking)
+    image = plain(batchdata["image"]).to(device, non_blocking=non_blocking, dtype=torch.float32)
+    label = plain(batchdata["label"]).to(device, non_blocking=non_blocking)
     if image.ndim == 4:
         return image.contiguous(), label
     depth, reach = image.shape[4], num_adjacent_slices

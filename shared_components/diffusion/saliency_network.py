@@ -3,9 +3,9 @@
 from typing import Dict, Optional, Tuple
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from shared_components.diffusion.metadata import plain, with_metadata
 from shared_components.diffusion.saliency_masks import SaliencyMask
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
@@ -90,10 +90,10 @@ class SaliencyNetwork(nn.Module):
         of the slice, where a map was made; ``positive`` (B,) or (B, D), the gate's probability; and, if asked for,
         ``draws`` (B, M, *spatial), the probabilities that each of the ``num_samples`` maps makes alone.
         """
-        plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-        flat = plain.ndim == 4
-        slices = (plain if flat else volume_to_slices(plain)).float()
-        depth = 1 if flat else plain.shape[4]
+        values = plain(image)
+        flat = values.ndim == 4
+        slices = (values if flat else volume_to_slices(values)).float()
+        depth = 1 if flat else values.shape[4]
         with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
             positive = self.positive_probability(slices)
             probability, saliency, members = self._segment(slices, depth, positive, draws)
@@ -103,9 +103,7 @@ class SaliencyNetwork(nn.Module):
         if not flat:
             found = {name: slices_to_volume(result, depth) for name, result in found.items()}
             positive = positive.reshape(-1, depth)
-        if isinstance(image, MetaTensor):  # what was done to the image is to be undone to the results
-            found = {name: MetaTensor(result).copy_meta_from(image) for name, result in found.items()}
-        return {**found, "positive": positive}
+        return {**{name: with_metadata(result, image) for name, result in found.items()}, "positive": positive}
 
     def positive_probability(self, slices: Tensor) -> Tensor:
         """Return the gate's probability (N,) that slices (N, K, H, W) show the object; 1 without a gate."""

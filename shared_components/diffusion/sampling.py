@@ -3,7 +3,6 @@
 from typing import Any, Optional, Tuple
 
 import torch
-from monai.data import MetaTensor
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
@@ -126,8 +125,3 @@ def spherical_interpolation(first: Tensor, second: Tensor, weight: float) -> Ten
     shares = [torch.sin((1 - weight) * angle) / torch.sin(angle), torch.sin(weight * angle) / torch.sin(angle)]
     shape = [-1] + [1] * (first.dim() - 1)
     return (shares[0].reshape(shape) * first + shares[1].reshape(shape) * second).to(first.dtype)
-
-
-def with_metadata(result: Tensor, source: Tensor) -> Tensor:
-    """Return the result with the metadata of its source, if that has some: what was done to the one is undone to it."""
-    return MetaTensor(result).copy_meta_from(source) if isinstance(source, MetaTensor) else result

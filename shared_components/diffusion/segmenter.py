@@ -4,11 +4,11 @@ import logging
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
-from monai.data import MetaTensor
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
 from shared_components.diffusion.label_coding import LabelCoding
+from shared_components.diffusion.metadata import plain, with_metadata
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
@@ -167,10 +167,7 @@ class DiffusionSegmenter(nn.Module):
     @torch.jit.unused
     def _segment_eager(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            if not isinstance(image, MetaTensor):
-                return self._segment_in_memory(image)
-            # what was done to the image is to be undone to the prediction
-            return MetaTensor(self._segment_in_memory(image.as_tensor())).copy_meta_from(image)
+            return with_metadata(self._segment_in_memory(plain(image)), image)
 
     @torch.jit.unused
     def _segment_in_memory(self, image: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any, Callable, List, Optional, Tuple
 
 import torch
-from monai.data import MetaTensor
 from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
 from shared_components.diffusion.inversion import InversionProcess
 from shared_components.diffusion.mask_encoding import MaskEncoding
-from shared_components.diffusion.sampling import SamplingNetwork, SliceNoise, spherical_interpolation, with_metadata
+from shared_components.diffusion.metadata import plain, with_metadata
+from shared_components.diffusion.sampling import SamplingNetwork, SliceNoise, spherical_interpolation
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.timesteps import noise_levels
 from shared_components.errors import InputError, check_count
@@ -166,9 +166,9 @@ class DiffusionSynthesizer(SamplingNetwork):
         self, make: Callable[..., Tensor], label: Tensor, image: Optional[Tensor], seeds: Optional[Tensor]
     ) -> Tensor:
         """Cut the maps into padded slices, let ``make(condition, real, seeds, position)`` make images of a few."""
-        source, label = label, _plain(label).float()
+        source, label = label, plain(label).float()
         is_volume, depth = label.dim() == 5, label.shape[4] if label.dim() == 5 else 1
-        real = None if image is None else 2 * _plain(image).float() - 1
+        real = None if image is None else 2 * plain(image).float() - 1
         if is_volume:
             label = volume_to_slices(label, self.num_adjacent_slices)
             real = None if real is None else volume_to_slices(real)
@@ -261,7 +261,3 @@ class DiffusionSynthesizer(SamplingNetwork):
         if len(outputs) == 1:
             return outputs[0]
         return outputs[1] + self.guidance_scale * (outputs[0] - outputs[1])
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -126,21 +126,13 @@ def calibration_bins(
     return torch.stack([torch.bincount(index, weights=row, minlength=num_bins) for row in rows])
 
 
-def calibration_error(
-    probabilities: Tensor, labels: Tensor, num_bins: int = 20, mask: Optional[Tensor] = None
-) -> float:
-    """Expected calibration error (ECE) of the predicted class.
+def calibration_error(bins: Tensor) -> float:
+    """Expected calibration error (ECE) of the predicted class, of `calibration_bins`.
 
     The mean over voxels of ``|accuracy - mean confidence|`` of the voxel's bin (Guo et al., "On Calibration
     of Modern Neural Networks", ICML 2017). 0 is best; NaN without voxels.
-
-    Args:
-        probabilities: as in `calibration_bins`.
-        labels: as in `calibration_bins`.
-        num_bins: as in `calibration_bins`.
-        mask: as in `calibration_bins`.
     """
-    count, confidence, correct = calibration_bins(probabilities, labels, num_bins, mask)
+    count, confidence, correct = bins
     return float((correct - confidence).abs().sum() / count.sum())
 
 

@@ -9,6 +9,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_dice
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, one_hot
 
@@ -58,8 +59,7 @@ def shares_on_grid(label: Tensor, classes: int, size: int = GRID) -> Tensor:
     Returns:
         (classes, *grid) float32 that sum to 1 over the classes.
     """
-    label = label.as_tensor() if hasattr(label, "as_tensor") else label
-    coded = one_hot(label[0].round().long().cpu(), classes).movedim(-1, 0).float()
+    coded = one_hot(convert_to_tensor(label, device="cpu")[0].round().long(), classes).movedim(-1, 0).float()
     return (adaptive_avg_pool3d if coded.ndim == 4 else adaptive_avg_pool2d)(coded, size)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from shared_components.diffusion.metadata import with_metadata
 from shared_components.reporting.files import case_file, case_name, claim_outputs, write_atomically
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.weak_metrics import LISTS, MEANINGS, score_slice, summarise_slices
@@ -91,7 +92,7 @@ def score_method(
         seconds = (time.perf_counter() - since) / len(found["positive"])
         if options:  # behind the prediction, so that one transform brings all of it to the grid of the mask
             both = torch.cat([torch.as_tensor(found[key]) for key in ("pred", "draws")], dim=1)
-            found["pred"] = MetaTensor(both).copy_meta_from(found["pred"])
+            found["pred"] = with_metadata(both, found["pred"])
         filled = {**batch, **{key: found[key].cpu() for key in ("pred", "saliency")}}
         for case, positive in zip(decollate_batch(filled), found["positive"].flatten().tolist()):
             rows.append(_row(postprocessing(case), positive, network.gate_threshold, seconds))

@@ -55,16 +55,16 @@ def summarise_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         rows: slices with what `score_draws` says of each, and ``open``, the gate's decision.
     """
     agreements = [row["draw_agreement"] for row in rows if "draw_agreement" in row]
-    summary = {"draw_agreement": _mean(agreements)} if agreements else {}
+    summary = {"draw_agreement": mean_of_numbers(agreements)} if agreements else {}
     scored = [row for row in rows if "draw_dices" in row]
     if scored:
         of_draws = np.mean([row["draw_dices"] for row in scored], axis=0)
         summary["draw_dice"], summary["draw_dice_sd"] = float(of_draws.mean()), float(of_draws.std(ddof=1))
-        summary["draw_dice_slice_sd"] = _mean([row["draw_dice_sd"] for row in scored if row["open"]])
+        summary["draw_dice_slice_sd"] = mean_of_numbers([row["draw_dice_sd"] for row in scored if row["open"]])
     return summary
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_numbers(values: Sequence[float]) -> float:
     """Return the mean of the values that are numbers, NaN of none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan

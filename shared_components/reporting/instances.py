@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage.feature import peak_local_max
 from skimage.measure import label as connected_components
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from shared_components.errors import InputError, check_choice
 from shared_components.reporting.files import case_name
+from shared_components.reporting.metrics import as_array
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class InstanceScores:
                 f"prediction of shape {tuple(prediction.shape[1:])} and objects of shape "
                 f"{tuple(reference.shape[1:])}: they must be on one grid; load the objects without preprocessing"
             )
-        prediction, reference = _array(prediction), _array(reference)
+        prediction, reference = as_array(prediction), as_array(reference)
         if instances is None:
             numbers = connected_components(_foreground(reference), connectivity=1)
         else:
@@ -215,11 +214,6 @@ def _annotated(file: str | os.PathLike) -> bool:
 def _stem(file: str | os.PathLike) -> str:
     """Return the name of the case that a label or a numbered map belongs to."""
     return Path(file).stem if _annotated(file) else case_name(os.fspath(file))
-
-
-def _array(item: Tensor) -> np.ndarray:
-    item = item.as_tensor() if isinstance(item, MetaTensor) else torch.as_tensor(item)
-    return item.detach().cpu().float().numpy()
 
 
 def _foreground(item: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
 from monai.networks import one_hot
 from torch import Tensor
 
+from shared_components.diffusion.metadata import plain, with_metadata
 from shared_components.ensembling.diversity import score_members
 from shared_components.reporting.metrics import class_indices
 
@@ -73,12 +73,8 @@ class MemberScores:
 
     def _on_grid(self, mask: Tensor, case: Mapping[str, Any], classes: int) -> Tensor:
         """A member's (*spatial) mask on the grid of the prediction, uint8."""
-        image, prediction = case[self.image_key], one_hot(mask[None], num_classes=classes, dim=0)
-        if isinstance(image, MetaTensor):
-            prediction = MetaTensor(prediction).copy_meta_from(image)
+        prediction = with_metadata(one_hot(mask[None], num_classes=classes, dim=0), case[self.image_key])
         done = {**case, self.pred_key: prediction}
         if self.postprocessing is not None:
             done = self.postprocessing(done)
-        result = done[self.pred_key]
-        result = result.as_tensor() if isinstance(result, MetaTensor) else result
-        return result.argmax(dim=0).to(torch.uint8).cpu()
+        return plain(done[self.pred_key]).argmax(dim=0).to(torch.uint8).cpu()

@@ -26,12 +26,14 @@ from monai.metrics import (
     compute_iou,
 )
 from monai.networks import one_hot
+from monai.utils import convert_to_numpy, convert_to_tensor
 from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from shared_components.ensembling.uncertainty import (
     calibration_bins,
+    calibration_error,
     entropy,
     error_detection_auroc,
     expected_dice,
@@ -52,10 +54,14 @@ def spacing_of(image: Tensor) -> list[float]:
     return [float(size) for size in affine_to_spacing(image.affine, r=axes)]
 
 
+def as_array(item: Tensor) -> np.ndarray:
+    """Return a tensor of any type and device as a float32 array, without metadata."""
+    return convert_to_numpy(convert_to_tensor(item, torch.float32))
+
+
 def class_probabilities(prediction: Tensor, classes: int) -> Tensor:
     """Return a (C, *spatial) prediction as float32 on the CPU, a (1, *spatial) label map as one-hot."""
-    prediction = torch.as_tensor(prediction).detach().cpu()
-    prediction = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
+    prediction = convert_to_tensor(prediction, device="cpu").detach()
     if prediction.shape[0] == 1:
         return one_hot(prediction.round(), num_classes=classes, dim=0)
     return prediction.to(torch.float32)
@@ -67,8 +73,7 @@ def class_indices(label: Tensor, classes: int) -> Tensor:
     Raises:
         InputError: for a label that the model does not predict.
     """
-    label = torch.as_tensor(label).detach().cpu()
-    label = label.as_tensor() if isinstance(label, MetaTensor) else label
+    label = convert_to_tensor(label, device="cpu")
     label = label.argmax(dim=0, keepdim=True) if label.shape[0] > 1 else label.round().long()
     if label.min() < 0 or label.max() >= classes:
         raise InputError(
@@ -177,7 +182,7 @@ def score_case(
     region = torch.from_numpy(near_foreground(foreground, spacing, margin))[None, None]
     region = region if ignored is None else region & ~torch.as_tensor(ignored).cpu()[None]
     bins = calibration_bins(probabilities[None], truth[None], num_bins, region)
-    scores["ece_near_foreground"] = float((bins[2] - bins[1]).abs().sum() / bins[0].sum())
+    scores["ece_near_foreground"] = calibration_error(bins)
     wrong = (predicted != truth)[None]
     scores["error_auroc_near_foreground"] = error_detection_auroc(entropy(probabilities[None]), wrong, region)
     if expected:

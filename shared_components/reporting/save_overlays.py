@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
+from monai.utils import convert_to_numpy
 from torch import Tensor
 
 from shared_components.ensembling.uncertainty import entropy
@@ -89,14 +90,14 @@ class SaveOverlays:
     ) -> np.ndarray:
         if uncertainty is None and prediction.shape[0] > 1:
             uncertainty = entropy(prediction[None].float())[0]
-        labels = [None if item is None else _array(_label_map(item)) for item in (prediction, label)]
+        labels = [None if item is None else convert_to_numpy(_label_map(item)) for item in (prediction, label)]
         names = foreground_names(self.label_names, prediction.shape[0])
         return overlay_figure(
-            image=_array(on_grid_of(image, prediction)),
+            image=convert_to_numpy(on_grid_of(image, prediction)),
             prediction=labels[0],
-            affine=_array(prediction.affine) if isinstance(prediction, MetaTensor) else None,
+            affine=convert_to_numpy(prediction.affine) if isinstance(prediction, MetaTensor) else None,
             reference=labels[1],
-            uncertainty=None if uncertainty is None else _array(uncertainty)[0],
+            uncertainty=None if uncertainty is None else convert_to_numpy(uncertainty)[0],
             label_names=names,
             title=name,
             channel=self.channel,
@@ -128,8 +129,3 @@ def on_grid_of(image: Tensor, prediction: Tensor) -> Tensor:
 def _label_map(item: Tensor) -> Tensor:
     """(C, *spatial) scores or a (1, *spatial) label map as (*spatial) int64."""
     return item.argmax(dim=0) if item.shape[0] > 1 else item[0].round().long()
-
-
-def _array(item: Tensor) -> np.ndarray:
-    item = item.as_tensor() if isinstance(item, MetaTensor) else item
-    return item.detach().cpu().numpy()

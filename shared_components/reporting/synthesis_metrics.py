@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.metrics import DiceMetric, FIDMetric, MMDMetric, MultiScaleSSIMMetric
 from monai.networks.utils import one_hot
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from shared_components.errors import InputError
@@ -125,10 +126,10 @@ class SynthesisMetrics:
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
         for case in engine.state.output:
-            given = _plain(case["image"])[:1].round()
-            images = {"generated": _plain(case["pred"])}
+            given = convert_to_tensor(case["image"])[:1].round()
+            images = {"generated": convert_to_tensor(case["pred"])}
             if case.get("label") is not None:
-                images["real"] = _plain(case["label"])
+                images["real"] = convert_to_tensor(case["label"])
             name = case_name(case_file(case["image"])) or f"case_{len(self._rows) + 1}"
             row: dict[str, Any] = {"case": name}
             for kind, image in images.items():
@@ -287,7 +288,7 @@ def _slices(data: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     """All images (C, H, W) of a data set: of volumes every slice."""
     found: list[Tensor] = []
     for item in data:
-        image = _plain(item["image"]).float()
+        image = convert_to_tensor(item["image"]).float()
         found.extend(image.unbind(-1) if image.ndim == 4 else [image])
     return found
 
@@ -325,7 +326,3 @@ def _number(value: Any) -> str:
 
 def _one_line(row: Mapping[str, Any]) -> str:
     return f"{row['metric']} {_number(row.get('generated'))} (real {_number(row.get('real')) or 'unknown'})"
-
-
-def _plain(item: Tensor) -> Tensor:
-    return item.as_tensor() if hasattr(item, "as_tensor") else item

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_numpy, convert_to_tensor
 from torch import Tensor
 
 from shared_components.reporting.files import claim_outputs, file_of, is_picture, write_atomically
@@ -116,7 +117,7 @@ class SyntheticSet:
                 title = (request["dropped"] and f"without {request['dropped']}") or "complete"
                 title = title if self.as_series else request["name"]
                 sheet = request["series"] if self.as_series else f"grid_{(len(self._rows) - 1) // _PER_SHEET + 1:02d}"
-                tile = Tile(title, _array(pred), _array(given)[0].round().astype(np.int32))
+                tile = Tile(title, convert_to_numpy(pred), convert_to_numpy(given)[0].round().astype(np.int32))
                 self._tiles.setdefault(sheet, []).append(tile)
 
     def _finish(self, engine: Engine) -> None:
@@ -242,13 +243,14 @@ class SynthesisPreview:
         return self._writer
 
     def _tile(self, index: int) -> Tile:
-        label = torch.as_tensor(self.dataset[index]["label"])
-        label = label.as_tensor() if hasattr(label, "as_tensor") else label
+        label = convert_to_tensor(self.dataset[index]["label"])
         if label.ndim == 4:
             label = _middle(label, self.max_slices)
         seeds = torch.tensor([index], device=self.device)
         image = self.network(label[None].float().to(self.device), seeds)[0]
-        return Tile(f"label map {index + 1}", _array(image), _array(label)[0].round().astype(np.int32))
+        return Tile(
+            f"label map {index + 1}", convert_to_numpy(image), convert_to_numpy(label)[0].round().astype(np.int32)
+        )
 
 
 def _middle(label: Tensor, count: int) -> Tensor:
@@ -256,8 +258,3 @@ def _middle(label: Tensor, count: int) -> Tensor:
     amount = (label > 0).sum(dim=(0, 1, 2))
     first = int((amount.argmax() - count // 2).clamp(0, max(label.shape[3] - count, 0)))
     return label[..., first : first + count]
-
-
-def _array(item: Tensor) -> np.ndarray:
-    item = item.as_tensor() if hasattr(item, "as_tensor") else item
-    return item.detach().cpu().numpy()

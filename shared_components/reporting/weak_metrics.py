@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
+from shared_components.ensembling.uncertainty import error_detection_auroc
 from shared_components.reporting import draw_spread
-from shared_components.reporting.draw_spread import score_draws, summarise_draws
+from shared_components.reporting.draw_spread import mean_of_numbers, score_draws, summarise_draws
+from shared_components.reporting.metrics import as_array
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 # what the columns of the summary mean, in its order
@@ -62,12 +63,12 @@ def score_slice(
         ``iou``, ``hd95_directed_px``, ``hd95_pooled_px`` (NaN where nothing is marked) and ``dice_at`` of every one of
         `THRESHOLDS`. With draws what `score_draws` says.
     """
-    found = _array(prediction)
+    found = as_array(prediction)
     found = found.argmax(0) > 0 if len(found) > 1 else found[0] > 0.5
     scores: dict[str, Any] = {"marked": int(found.sum()), "pixels": found.size}
-    truth = None if mask is None else _array(mask)[0] > 0
+    truth = None if mask is None else as_array(mask)[0] > 0
     if draws is not None:
-        scores.update(score_draws(_array(draws) > 0.5, truth if truth is not None and truth.any() else None))
+        scores.update(score_draws(as_array(draws) > 0.5, truth if truth is not None and truth.any() else None))
     if truth is None:
         return scores
     scores.update({"object": int(truth.sum()), "common": int((found & truth).sum())})
@@ -76,7 +77,7 @@ def score_slice(
         scores["iou"] = scores["common"] / int((found | truth).sum())
         scores["hd95_directed_px"], scores["hd95_pooled_px"] = hausdorff_distances(found, truth)
         if saliency is not None:
-            scaled = _array(saliency)[0]
+            scaled = as_array(saliency)[0]
             scores["dice_at"] = [_dice(scaled > threshold, truth) for threshold in THRESHOLDS]
     return scores
 
@@ -110,25 +111,26 @@ def summarise_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     positive, negative = ([row for row in rows if row["class"] == kind] for kind in (1, 0))
     summary: dict[str, float] = {"slices": len(rows)}
-    summary["gate_accuracy"] = _mean([row["open"] == (row["class"] == 1) for row in rows])
-    summary["gate_sensitivity"] = _mean([row["open"] for row in positive])
-    summary["gate_specificity"] = _mean([not row["open"] for row in negative])
-    summary["gate_auroc"] = _auroc([row["positive"] for row in positive], [row["positive"] for row in negative])
-    summary["false_positive_share"] = _mean([row["marked"] / row["pixels"] for row in negative])
-    summary["negative_slices_marked"] = _mean([row["marked"] > 0 for row in negative])
+    summary["gate_accuracy"] = mean_of_numbers([row["open"] == (row["class"] == 1) for row in rows])
+    summary["gate_sensitivity"] = mean_of_numbers([row["open"] for row in positive])
+    summary["gate_specificity"] = mean_of_numbers([not row["open"] for row in negative])
+    said, truth = (torch.tensor([float(row[key]) for row in rows]).double() for key in ("positive", "class"))
+    summary["gate_auroc"] = error_detection_auroc(said, truth)
+    summary["false_positive_share"] = mean_of_numbers([row["marked"] / row["pixels"] for row in negative])
+    summary["negative_slices_marked"] = mean_of_numbers([row["marked"] > 0 for row in negative])
     scored = [row for row in positive if "dice" in row]
     if scored:
         for name in ("dice", "iou", "hd95_directed_px", "hd95_pooled_px"):
-            summary[name] = _mean([row[name] for row in scored])
+            summary[name] = mean_of_numbers([row[name] for row in scored])
         summary["hd95_empty"] = sum(math.isnan(row["hd95_pooled_px"]) for row in scored)
-        summary["dice_3d"] = _mean(list(patient_dice(rows).values()))
+        summary["dice_3d"] = mean_of_numbers(list(patient_dice(rows).values()))
     swept = [row["dice_at"] for row in scored if "dice_at" in row]
     if swept:
         means = np.mean(swept, axis=0)
         summary["dice_best_threshold"] = float(means.max())
         summary["best_threshold"] = THRESHOLDS[int(means.argmax())]
     summary.update(summarise_draws(rows))
-    summary["seconds"] = _mean([row["seconds"] for row in rows])
+    summary["seconds"] = mean_of_numbers([row["seconds"] for row in rows])
     return summary
 
 
@@ -144,21 +146,3 @@ def patient_dice(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _dice(found: np.ndarray, truth: np.ndarray) -> float:
     return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [float(value) for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """The share of pairs in which the positive slice has the higher probability; ties count half."""
-    if not positive or not negative:
-        return math.nan
-    difference = np.subtract.outer(np.asarray(positive), np.asarray(negative))
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.as_tensor() if isinstance(tensor, MetaTensor) else torch.as_tensor(tensor)
-    return tensor.detach().float().cpu().numpy()

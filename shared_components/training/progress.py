@@ -10,6 +10,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from shared_components.errors import InputError
@@ -76,8 +77,7 @@ def announce_large_image(engine: SupervisedEvaluator) -> None:
     if not isinstance(image, torch.Tensor) or image.ndim != 5 or image[0, 0].numel() < LARGE_IMAGE:
         return
     start = (image.shape[-1] - _TRIAL_SLICES) // 2
-    trial = torch.as_tensor(image[..., max(start, 0) : start + _TRIAL_SLICES]).to(engine.state.device)
-    trial = trial.as_tensor() if hasattr(trial, "as_tensor") else trial
+    trial = convert_to_tensor(image[..., max(start, 0) : start + _TRIAL_SLICES], device=engine.state.device)
     engine.network.eval()
     seconds = 0.0
     with torch.no_grad():

@@ -83,12 +83,14 @@ def test_calibration_error_by_hand():
     """Two voxels at 0.9, one of them right: |1 - 1.8|; two at 0.6, both right: |2 - 1.2|; over 4 voxels."""
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]]).t()[None]
     labels = torch.tensor([[[0, 1, 1, 1]]])
-    assert calibration_error(probabilities, labels) == pytest.approx(0.4)
+    assert calibration_error(calibration_bins(probabilities, labels)) == pytest.approx(0.4)
     bins = calibration_bins(probabilities, labels, num_bins=10)
     assert bins[0].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 2, 0]
     assert bins[2].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 1, 0]
-    assert calibration_error(probabilities, labels, mask=torch.tensor([[[1, 1, 0, 0]]])) == pytest.approx(0.4)
-    assert math.isnan(calibration_error(probabilities, labels, mask=torch.zeros(1, 1, 4)))
+    assert calibration_error(
+        calibration_bins(probabilities, labels, mask=torch.tensor([[[1, 1, 0, 0]]]))
+    ) == pytest.approx(0.4)
+    assert math.isnan(calibration_error(calibration_bins(probabilities, labels, mask=torch.zeros(1, 1, 4))))
 
 
 @pytest.mark.parametrize("num_bins", [10, 20])
@@ -97,7 +99,9 @@ def test_calibration_error_equals_monai(num_bins):
     confidence, predicted = probabilities.max(1, keepdim=True)
     metric = CalibrationErrorMetric(num_bins=num_bins, calibration_reduction="expected")
     metric(y_pred=confidence, y=(predicted == labels).float())
-    assert calibration_error(probabilities, labels, num_bins) == pytest.approx(float(metric.aggregate()), abs=1e-6)
+    assert calibration_error(calibration_bins(probabilities, labels, num_bins)) == pytest.approx(
+        float(metric.aggregate()), abs=1e-6
+    )
 
 
 def count_pairs(uncertainty, wrong):

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMetric
 
-from shared_components.ensembling import calibration_error, entropy, error_detection_auroc
+from shared_components.ensembling import calibration_bins, calibration_error, entropy, error_detection_auroc
 from shared_components.errors import InputError
 from shared_components.reporting import score_case, summarise, write_table
 from shared_components.reporting.metrics import expected_dice_order, near_foreground
@@ -104,7 +104,7 @@ def test_uncertainty_is_judged_near_the_foreground():
     region = near_foreground(((predicted > 0) | (blocks() > 0))[0].numpy(), SPACING, 1.0)[None, None]
     region = torch.from_numpy(region)
     assert 0 < region.sum() < region.numel() and bins[0].sum() == region.sum()
-    expected = calibration_error(prediction[None], blocks()[None], mask=region)
+    expected = calibration_error(calibration_bins(prediction[None], blocks()[None], mask=region))
     assert scores["ece_near_foreground"] == pytest.approx(expected)
     auroc = error_detection_auroc(entropy(prediction[None]), (predicted != blocks())[None], region)
     assert scores["error_auroc_near_foreground"] == pytest.approx(auroc)

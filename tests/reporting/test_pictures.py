@@ -15,7 +15,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, Invertd,
 from PIL import Image
 
 from shared_components.data.phantoms import make_phantoms
-from shared_components.ensembling import calibration_error
+from shared_components.ensembling import calibration_bins, calibration_error
 from shared_components.errors import InputError
 from shared_components.reporting import (
     CaseMetrics,
@@ -89,7 +89,9 @@ def test_the_band_of_the_uncertainty_is_in_pixels(tmp_path):
     for row, column in np.argwhere(either):
         near |= (y - row) ** 2 + (x - column) ** 2 <= 4
     mask = torch.from_numpy(near)[None, None]
-    expected = calibration_error(case["pred"].as_tensor()[None], case["label"].as_tensor()[None].long(), mask=mask)
+    expected = calibration_error(
+        calibration_bins(case["pred"].as_tensor()[None], case["label"].as_tensor()[None].long(), mask=mask)
+    )
     assert state.calibration[0].sum() == near.sum()
     assert state.case_metrics[0]["ece_near_foreground"] == pytest.approx(expected)
 
