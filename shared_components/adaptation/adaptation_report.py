@@ -28,7 +28,7 @@ from shared_components.reporting.files import write_atomically
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
 from shared_components.reporting.report import environment, subtitle
-from shared_components.reporting.tables import heading_of, number, settings_table
+from shared_components.reporting.tables import heading_of, html_table, number, settings_table
 
 REPORT = "report.html"
 NUM_SHOWN = 4
@@ -92,7 +92,7 @@ def read_summary(folder: Path) -> dict[str, float]:
         return {row["metric"]: float(row["mean"]) for row in csv.DictReader(file)}
 
 
-def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str, label: str = "vessel") -> str:
+def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str, label: str) -> str:
     rows = [(name, scores[f"{domain}_{key}"]) for key, name in _ROWS.items() if f"{domain}_{key}" in scores]
     if not rows:
         return ""
@@ -105,10 +105,10 @@ def _score_table(scores: Mapping[str, Mapping[str, float]], domain: str, label: 
         + "</tr>"
         for name, row in rows
     )
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return html_table(f"<th></th>{head}", lines)
 
 
-def _gap(scores: Mapping[str, Mapping[str, float]], domain: str, label: str = "vessel") -> str:
+def _gap(scores: Mapping[str, Mapping[str, float]], domain: str, label: str) -> str:
     """Say which share of the gap between source only and the ceiling the adaptation closes."""
     names = [f"{domain}_{key}" for key in _ROWS]
     if not all(name in scores for name in names):

@@ -28,6 +28,7 @@ from pathlib import Path
 import shared_components
 from shared_components.bundle_tools.targets import new_target
 from shared_components.errors import InputError
+from shared_components.training.files import load_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -187,20 +188,7 @@ def _require_complete(bundle: Path) -> None:
     for path, text in _config_texts(bundle).items():
         if _VENDORED.search(text):
             raise InputError(f"{path}: {bundle.name} stands alone already; copy its folder as it is")
-    _require_flat_weights(bundle / "models" / "model.pt")
-
-
-def _require_flat_weights(weights: Path) -> None:
-    import torch
-
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:
-        kind = type(error).__name__
-        raise InputError(f"{weights}: not a readable checkpoint ({kind}); restore or retrain it") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        found = f"the keys {list(state)[:3]}" if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{weights}: expected network_def's state dict and nothing else, found {found}")
+    load_state_dict(bundle / "models" / "model.pt")
 
 
 def _copy_bundle(source: Path, target: Path) -> None:

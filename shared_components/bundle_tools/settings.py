@@ -15,8 +15,8 @@ from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.networks.schedulers.scheduler import NoiseSchedules
@@ -36,19 +36,28 @@ _RUN_OPTIONS = {
 }  # fmt: skip
 
 
-def _whole(minimum: int) -> tuple[str, Callable[[Any], bool]]:
-    return f"a whole number of at least {minimum}", lambda v: type(v) is int and v >= minimum
-
-
-_SWITCH = ("True or False", lambda v: isinstance(v, bool))
+Test = Callable[[Any], bool]
+Rule = tuple[str, Test]  # what is expected, and whether a value is that
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
+def _is_whole(minimum: int) -> Test:
+    return lambda v: type(v) is int and v >= minimum
+
+
+def _are(count: int, holds: Test) -> Test:
+    return lambda v: isinstance(v, (list, tuple)) and len(v) == count and all(map(holds, v))
+
+
+def _none_or(holds: Test) -> Test:
+    return lambda v: v is None or holds(v)
+
+
+def _whole(minimum: int) -> Rule:
+    return f"a whole number of at least {minimum}", _is_whole(minimum)
 
 
 def _are_classes(value: Any) -> bool:
@@ -59,16 +68,17 @@ def _is_orientation(value: Any) -> bool:
     return isinstance(value, str) and sorted("LPI".find(c) + "RAS".find(c) + 1 for c in value) == [0, 1, 2]
 
 
+_SWITCH = ("True or False", lambda v: isinstance(v, bool))
 _SHARE = ("a share from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_RULES: dict[str, Rule] = {
     "ablation": _SHARE,
-    "affine_tolerance": ("a distance in mm, at least 0", lambda v: type(v) in (int, float) and v >= 0),
+    "affine_tolerance": ("a distance in mm, at least 0", lambda v: _is_number(v) and v >= 0),
     "amp": _SWITCH,
     "axcodes": ("three letters such as RAS or LPI, one for each axis of the body", _is_orientation),
     "batch_size": _whole(1),
-    "channel": ("the number of a channel, from 0, or none", lambda v: v is None or (type(v) is int and v >= 0)),
+    "channel": ("the number of a channel, from 0, or none", _none_or(_is_whole(0))),
     "combine": (f"one of {', '.join(COMBINE_CHOICES)}", lambda v: v in COMBINE_CHOICES),
-    "image_size": ("two whole numbers of pixels such as [128,128]", _is_size),
+    "image_size": ("two whole numbers of pixels such as [128,128]", _are(2, _is_whole(1))),
     "drop_last": _SWITCH,
     "flip_prob": _SHARE,
     "guidance_scale": ("a number", _is_number),
@@ -78,31 +88,22 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _are_classes,
     ),
     "learned_variance": _SWITCH,
-    "learning_rate": ("a positive number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0),
+    "learning_rate": ("a positive number", lambda v: _is_number(v) and v > 0),
     "max_epochs": _whole(1),
-    "num_classes": (
-        "a whole number of at least 1, or none (leave it out)",
-        lambda v: v is None or (type(v) is int and v >= 1),
-    ),
+    "num_classes": ("a whole number of at least 1, or none (leave it out)", _none_or(_is_whole(1))),
     "noise_length": (
         "a number of slices of at least 0, or none ('$None')",
-        lambda v: v is None or (_is_number(v) and v >= 0),
+        _none_or(lambda v: _is_number(v) and v >= 0),
     ),
     "num_adjacent_slices": _whole(0),
     "num_channels": _whole(1),
-    "num_inference_steps": ("a whole number of at least 1", lambda v: v is None or (type(v) is int and v >= 1)),
+    "num_inference_steps": ("a whole number of at least 1", _none_or(_is_whole(1))),
     "num_samples": _whole(1),
     "num_train_timesteps": _whole(1),
     "num_workers": _whole(0),
     "overwrite": _SWITCH,
-    "patch_size": (
-        "three whole numbers of voxels, one for each axis, such as [40,56,6]",
-        lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(type(size) is int and size >= 1 for size in v),
-    ),
-    "pixdim": (
-        "three distances in mm such as [1.0,1.0,1.0]",
-        lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_is_number(step) and step > 0 for step in v),
-    ),
+    "patch_size": ("three whole numbers of voxels, one for each axis, such as [40,56,6]", _are(3, _is_whole(1))),
+    "pixdim": ("three distances in mm such as [1.0,1.0,1.0]", _are(3, lambda v: _is_number(v) and v > 0)),
     "recycled_share": _SHARE,
     "resume": _SWITCH,
     "roll_out_share": _SHARE,
@@ -110,12 +111,12 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shuffle": _SWITCH,
     "similarity": _SHARE,
     "skip_bad": _SWITCH,
-    "source_share": ("a share of at least 0 and less than 1", lambda v: type(v) in (int, float) and 0 <= v < 1),
+    "source_share": ("a share of at least 0 and less than 1", lambda v: _is_number(v) and 0 <= v < 1),
     "strength": ("a share above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
     "val_interval": _whole(1),
 }
 # of keys inside others, which are checked where the command line gives them, as the rules above are too
-_INNER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_INNER_RULES: dict[str, Rule] = {
     "ablation": _SHARE,
     "ema#momentum": (
         "1 - decay, such as 0.0001 for the published decay 0.9999 (above 0.5 in a configuration file only)",
@@ -141,8 +142,9 @@ def check_settings(**settings: Any) -> None:
     """
     install_one_line_errors()
     _check_packages()
-    _check_names(settings)
-    _check_none()
+    if any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):  # by MONAI's command line
+        _check_names(settings)
+        _check_none()
     for name, value in settings.items():
         expected, holds = _RULES.get(name, ("", lambda v: True))
         if not holds(value):
@@ -244,8 +246,6 @@ def _check_names(options: Iterable[str]) -> None:
 
     MONAI adds an unknown option to the configuration, where nothing reads it: a misspelt one would be lost.
     """
-    if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
-        return
     arguments = [*sys.argv[1:], *_of_args_file(sys.argv)]
     content = _configuration(arguments)
     known = {*options, *_RUN_OPTIONS, *content}
@@ -303,8 +303,6 @@ def _arguments_of(target: str) -> list[str]:
 
 def _check_none() -> None:
     """Refuse ``--key None``: MONAI's command line leaves such an option out, and the configuration's value stays."""
-    if not any("monai" in argument and "bundle" in argument for argument in sys.argv[:1]):
-        return
     for option, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
         name, _, value = option.partition("=")
         if name.startswith("--") and (value or following) == "None":
@@ -382,7 +380,7 @@ def default_output_dir(bundle_root: str | os.PathLike, dataset_dir: str | os.Pat
 
 def is_main_process() -> bool:
     """Whether this is the only process or the first of several."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return idist.get_rank() == 0
 
 
 def report_failures(failures: Sequence[str], evaluator: Any = None) -> None:

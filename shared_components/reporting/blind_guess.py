@@ -13,8 +13,6 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, one_hot
 
-from shared_components.reporting.case_keys import gather
-
 GRID = 32
 METRIC = "blind_guess_dice"
 
@@ -95,7 +93,7 @@ class BlindGuess:
     def __call__(self, engine: Engine) -> None:
         """Compare; the labels are the same in every validation, so the guess is made once."""
         if self._guess is None:
-            self._guess = blind_guess_dice([item for part in gather(self._maps) for item in part])
+            self._guess = blind_guess_dice([item for part in idist.all_gather(self._maps) for item in part])
             self._maps = []
         engine.state.metrics[METRIC] = self._guess
         reached, epoch = engine.state.metrics.get(self.metric), engine.state.epoch

@@ -1,4 +1,4 @@
-"""What the handlers of an evaluation share: whose output files are, which case is which, cases of every process."""
+"""What the handlers of an evaluation share: whose output files are, which case is which."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ignite.distributed as idist
-import torch
 
 from shared_components.reporting.files import claim_outputs
 
@@ -34,12 +33,3 @@ def next_key(file: str, taken: Mapping[CaseKey, Any]) -> CaseKey:
     """Return the file and how often it came before: several slices or patches may come from one file."""
     file = file or f"case_{len(taken) + 1:03d}"
     return next((file, number) for number in itertools.count() if (file, number) not in taken)
-
-
-def gather(part: Any) -> list[Any]:
-    """Collect one object of every process, in the order of their ranks."""
-    if idist.get_world_size() == 1:
-        return [part]
-    parts: list[Any] = [None] * idist.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return parts

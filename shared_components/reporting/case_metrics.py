@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from shared_components.errors import InputError
-from shared_components.reporting.case_keys import CaseKey, claim, gather, next_key
+from shared_components.reporting.case_keys import CaseKey, claim, next_key
 from shared_components.reporting.files import case_file, case_name, file_of, foreground_names, is_picture, unique_name
 from shared_components.reporting.instances import InstanceScores
 from shared_components.reporting.member_scores import MemberScores
@@ -143,7 +143,7 @@ class CaseMetrics:
 
     def _finish(self, engine: Engine) -> None:
         # a distributed sampler repeats cases to fill up; they count once
-        records = {key: record for part in gather(self._records) for key, record in part.items()}
+        records = {key: record for part in idist.all_gather(self._records) for key, record in part.items()}
         rows, engine.state.case_keys = {}, {}
         for key, record in sorted(records.items(), key=lambda item: item[0]):
             name = unique_name(case_name(key[0]), rows)

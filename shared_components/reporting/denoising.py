@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from shared_components.diffusion.label_coding import LabelCoding
 from shared_components.diffusion.segmenter import DiffusionSegmenter
 from shared_components.reporting.files import write_atomically
-from shared_components.reporting.overlays import CAPTION, GAP, _displayed, _write, encode_png, label_colour
+from shared_components.reporting.overlays import CAPTION, GAP, displayed, encode_png, label_colour, write_text
 
 DENOISING_FILE = "denoising.png"
 PICTURE = 128
@@ -167,7 +167,7 @@ def denoising_strip(chain: Chain, coding: LabelCoding, num_adjacent_slices: int 
     if num_adjacent_slices > 0:
         condition = condition[len(condition) // 2][None]
     titles = [f"noisy, t = {timestep:g}" for timestep in chain.timesteps] + ["finished"]
-    upper = [("image", _displayed(condition, 2, None))]
+    upper = [("image", displayed(condition, 2, None))]
     upper += [(title, _presence(noisy, coding)) for title, noisy in zip(titles, chain.noisy)]
     estimates = [f"estimate at t = {timestep:g}" for timestep in chain.timesteps]
     lower = [("", None)] + [(title, _presence(clean, coding)) for title, clean in zip(estimates, chain.clean)]
@@ -182,7 +182,7 @@ def denoising_strip(chain: Chain, coding: LabelCoding, num_adjacent_slices: int 
             if panel is not None:
                 picture = Image.fromarray(np.clip(panel.swapaxes(0, 1), 0, 255).astype(np.uint8)).convert("RGB")
                 canvas.paste(picture.resize(size, Image.Resampling.NEAREST), (left + (PICTURE - size[0]) // 2, top))
-            _write(draw, (left + PICTURE / 2, top + size[1] + CAPTION / 2), title, size=11, anchor="mm")
+            write_text(draw, (left + PICTURE / 2, top + size[1] + CAPTION / 2), title, size=11, anchor="mm")
     return np.asarray(canvas)
 
 

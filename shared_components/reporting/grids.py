@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shared_components.reporting.overlays import CAPTION, GAP, _displayed, _informative_slice, _paint_labels, _write
+from shared_components.reporting.overlays import CAPTION, GAP, displayed, informative_slice, paint_labels, write_text
 
 TILE = 160
 
@@ -27,22 +27,20 @@ class Tile(NamedTuple):
     label: np.ndarray | None = None
 
 
-def contact_sheet(tiles: Sequence[Tile], columns: int = 4, axis: int = 2, show_labels: bool = True) -> np.ndarray:
+def contact_sheet(tiles: Sequence[Tile], columns: int = 4) -> np.ndarray:
     """Draw images in rows, each beside itself with its label map laid over it.
 
-    Of a volume the slice with the most foreground is shown, across ``axis``; the first axis runs to the right, as in
-    a picture, in a volume the second upwards (with axes in RAS order, the patient's front is up).
+    Of a volume the slice of the last axis with the most foreground is shown; the first axis runs to the right, as in a
+    picture, in a volume the second upwards (with axes in RAS order, the patient's front is up).
 
     Args:
         tiles: the images.
         columns: images a row.
-        axis: that volumes are cut across.
-        show_labels: draw the label maps too.
 
     Returns:
         (height, width, 3) uint8.
     """
-    drawn = [_draw(tile, axis, show_labels) for tile in tiles]
+    drawn = [_draw(tile) for tile in tiles]
     columns = max(1, min(columns, len(drawn)))
     width = max((picture.width for picture in drawn), default=TILE)
     height = max((picture.height for picture in drawn), default=TILE)
@@ -54,24 +52,24 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4, axis: int = 2, show_l
     return np.asarray(sheet)
 
 
-def _draw(tile: Tile, axis: int, show_labels: bool) -> Image.Image:
+def _draw(tile: Tile) -> Image.Image:
     spatial = tile.label.ndim if tile.label is not None else tile.image.ndim - (tile.image.ndim > 3)
     label = tile.label if tile.label is not None else np.zeros(tile.image.shape[-spatial:], np.uint8)
-    image = _displayed(np.asarray(tile.image), spatial, None)
+    image = displayed(np.asarray(tile.image), spatial, None)
     if spatial == 3:
-        index = _informative_slice(axis, label, None, None)
-        image, label = np.take(image, index, axis=axis)[:, ::-1], np.take(label, index, axis=axis)[:, ::-1]
+        index = informative_slice(2, label, None, None)
+        image, label = image[:, ::-1, index], label[:, ::-1, index]
     scale = TILE / max(label.shape)
     size = tuple(max(1, round(length * scale)) for length in label.shape)
     grey = Image.fromarray(np.clip(image.swapaxes(0, 1), 0, 255).astype(np.uint8)).convert("RGB")
     base = np.asarray(grey.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     panels = [base]
-    if show_labels and tile.label is not None:
+    if tile.label is not None:
         enlarged = Image.fromarray(label.T.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-        panels.append(_paint_labels(base, np.asarray(enlarged)))
+        panels.append(paint_labels(base, np.asarray(enlarged)))
     picture = Image.new("RGB", (len(panels) * (TILE + GAP) - GAP, TILE + CAPTION), "black")
     for column, panel in enumerate(panels):
         left = column * (TILE + GAP) + (TILE - size[0]) // 2
         picture.paste(Image.fromarray(np.clip(panel, 0, 255).astype(np.uint8)), (left, (TILE - size[1]) // 2))
-    _write(ImageDraw.Draw(picture), (picture.width / 2, TILE + CAPTION / 2), tile.title, size=11, anchor="mm")
+    write_text(ImageDraw.Draw(picture), (picture.width / 2, TILE + CAPTION / 2), tile.title, size=11, anchor="mm")
     return picture

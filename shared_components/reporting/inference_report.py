@@ -17,11 +17,11 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import Tensor
 
+from shared_components.reporting.case_keys import claim
 from shared_components.reporting.charts import strip_chart
 from shared_components.reporting.files import (
     case_file,
     case_name,
-    claim_outputs,
     foreground_names,
     is_picture,
     unique_name,
@@ -111,9 +111,8 @@ class InferenceReportHandler:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        if idist.get_rank() == 0:
-            claim_outputs(self.output_dir, ["report.html", PER_CASE], self.overwrite)
-        self.overwrite, self._rows = True, {}
+        claim(self, ["report.html", PER_CASE])
+        self._rows = {}
         self._started = time.perf_counter()
 
     def _open_ledger(self, engine: Engine) -> None:

@@ -80,7 +80,7 @@ def overlay_figure(
     Raises:
         InputError: the image has no such channel.
     """
-    background = _displayed(np.asarray(image), prediction.ndim, channel)
+    background = displayed(np.asarray(image), prediction.ndim, channel)
     views = _cut(background, prediction, np.eye(4) if affine is None else np.asarray(affine), reference, uncertainty)
     columns = [name for name, known in _columns(reference, uncertainty) if known]
     rows = [[_panel(view, name) for name in columns] for view in views]
@@ -90,10 +90,10 @@ def overlay_figure(
     height = int(tops[-1]) + legend.height
     canvas = Image.new("RGB", (width, height), "black")
     draw = ImageDraw.Draw(canvas)
-    _write(draw, (GAP, STRIP / 2), title, size=16, anchor="lm")
+    write_text(draw, (GAP, STRIP / 2), title, size=16, anchor="lm")
     for column, name in enumerate(columns):
         x = GAP + column * (PANEL + GAP)
-        _write(draw, (x + PANEL / 2, STRIP * 1.5), name, anchor="mm")
+        write_text(draw, (x + PANEL / 2, STRIP * 1.5), name, anchor="mm")
         for top, panels in zip(tops, rows):
             canvas.paste(panels[column], (x, int(top)))
     canvas.paste(legend, (0, height - legend.height))
@@ -146,16 +146,16 @@ def _view(
     name: str, axis: int, letters: tuple[str, ...], arrays: Sequence[np.ndarray | None], spacing: np.ndarray
 ) -> View:
     """Cut RAS+ volumes across one axis, and turn the cut as a radiologist hangs it."""
-    index = _informative_slice(axis, *arrays[1:])
+    index = informative_slice(axis, *arrays[1:])
     cuts = [None if array is None else np.take(array, index, axis=axis).T[::-1, ::-1] for array in arrays]
     size = _fit(cuts[1].shape, np.delete(spacing, axis)[::-1])
     return View(f"{name} {index + 1}/{arrays[1].shape[axis]}", size, letters, *cuts)
 
 
-def _informative_slice(
+def informative_slice(
     axis: int, prediction: np.ndarray, reference: np.ndarray | None, uncertainty: np.ndarray | None
 ) -> int:
-    """The slice with the most foreground; without any, with the most uncertainty; else the middle one."""
+    """Return the slice with the most foreground; without any, with the most uncertainty; else the middle one."""
     others = tuple(a for a in range(prediction.ndim) if a != axis)
     foreground = prediction > 0 if reference is None else (prediction > 0) | (reference > 0)
     amount = foreground.sum(axis=others).astype(float)
@@ -165,7 +165,7 @@ def _informative_slice(
     return int(best[len(best) // 2])
 
 
-def _displayed(image: np.ndarray, dimensions: int, channel: int | None) -> np.ndarray:
+def displayed(image: np.ndarray, dimensions: int, channel: int | None) -> np.ndarray:
     """Bring an image to grey (*spatial) or colour (*spatial, 3) values in [0, 255]."""
     image = image if image.ndim > dimensions else image[None]
     if channel is not None and not 0 <= channel < len(image):
@@ -215,9 +215,9 @@ def _panel(view: View, name: str) -> Image.Image:
     prediction = _nearest(view.prediction, view.size)
     reference = None if view.reference is None else _nearest(view.reference, view.size)
     if name == "reference":
-        base = _paint_labels(base, reference)
+        base = paint_labels(base, reference)
     elif name == "prediction":
-        base = _paint_labels(base, prediction)
+        base = paint_labels(base, prediction)
     elif name == "uncertainty":
         base = _paint_heat(base, _nearest(view.uncertainty, view.size))
     elif name == "errors":
@@ -230,7 +230,7 @@ def _panel(view: View, name: str) -> Image.Image:
     return panel
 
 
-def _paint_labels(base: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def paint_labels(base: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Tint each class and draw its outline."""
     painted = base.copy()
     outlines = find_boundaries(labels, mode="inner")
@@ -266,18 +266,12 @@ def _paint_errors(base: np.ndarray, prediction: np.ndarray, reference: np.ndarra
     return painted
 
 
-def _write(
+def write_text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int = 13, anchor: str = "lt"
 ) -> None:
-    draw.text(
-        place,
-        text,
-        fill="white",
-        font=ImageFont.load_default(size),
-        anchor=anchor,
-        stroke_width=1,
-        stroke_fill=0,
-    )
+    """Write in white with a black rim, so that it can be read on any picture."""
+    font = ImageFont.load_default(size)
+    draw.text(place, text, fill="white", font=font, anchor=anchor, stroke_width=1, stroke_fill=0)
 
 
 def _write_letters(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
@@ -286,8 +280,8 @@ def _write_letters(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
     x, y = left + width / 2, height / 2
     places = ((x, 3, "mt"), (x, height - 3, "mb"), (left + 4, y, "lm"), (left + width - 4, y, "rm"))
     for letter, (x, y, anchor) in zip(view.letters, places):
-        _write(draw, (x, y), letter, anchor=anchor)
-    _write(draw, (PANEL / 2, height + CAPTION / 2), view.caption, size=11, anchor="mm")
+        write_text(draw, (x, y), letter, anchor=anchor)
+    write_text(draw, (PANEL / 2, height + CAPTION / 2), view.caption, size=11, anchor="mm")
 
 
 def _legend(width: int, names: Mapping[int, str], errors: bool, heat: bool) -> Image.Image:
@@ -305,7 +299,7 @@ def _legend(width: int, names: Mapping[int, str], errors: bool, heat: bool) -> I
     draw = ImageDraw.Draw(legend)
     for (x, y), (colour, name) in zip(places, entries):
         draw.rectangle((x, y - 6, x + 12, y + 6), fill=colour)
-        _write(draw, (x + 18, y), name, anchor="lm")
+        write_text(draw, (x + 18, y), name, anchor="lm")
     if heat:
         _draw_heat_scale(legend, places[-1])
     return legend
@@ -314,6 +308,6 @@ def _legend(width: int, names: Mapping[int, str], errors: bool, heat: bool) -> I
 def _draw_heat_scale(legend: Image.Image, place: tuple[int, int]) -> None:
     (x, y), draw = place, ImageDraw.Draw(legend)
     bar = heat_colours(np.tile(np.linspace(0, 1, 100), (12, 1))).astype(np.uint8)
-    _write(draw, (x, y), "uncertainty 0", anchor="lm")
+    write_text(draw, (x, y), "uncertainty 0", anchor="lm")
     legend.paste(Image.fromarray(bar), (x + 92, y - 6))
-    _write(draw, (x + 198, y), "1", anchor="lm")
+    write_text(draw, (x + 198, y), "1", anchor="lm")

@@ -152,7 +152,6 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     calibration: Sequence[Sequence[float]] | None = None,
     region: str = "",
-    file_name: str = "report.html",
     tables: Sequence[Table] = (),
     failures: Sequence[str] = (),
 ) -> Path:
@@ -167,7 +166,6 @@ def write_report(
         settings: what the run was told, nested at will; the environment is added.
         calibration: (3, num_bins) from `shared_components.ensembling.calibration_bins`.
         region: what "near the foreground" meant, for the page's definitions.
-        file_name: name of the page.
         tables: further ones, each in a section of its own.
         failures: a line for each case that could not be evaluated.
 
@@ -187,7 +185,7 @@ def write_report(
         section("How to read the numbers", _definitions(summary, region, elements)),
         section("How it was made", settings_table({**(settings or {}), "environment": environment()})),
     ]
-    return write_atomically(Path(output_dir) / file_name, page(title, subtitle(counted(len(rows), "case")), body))
+    return write_atomically(Path(output_dir) / "report.html", page(title, subtitle(counted(len(rows), "case")), body))
 
 
 def failed_cases(failures: Sequence[str]) -> str:

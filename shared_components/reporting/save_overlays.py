@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from shared_components.ensembling.uncertainty import entropy
 from shared_components.errors import InputError
-from shared_components.reporting.case_keys import CaseKey, claim, gather, next_key
+from shared_components.reporting.case_keys import CaseKey, claim, next_key
 from shared_components.reporting.files import case_file, case_name, foreground_names, unique_name, write_atomically
 from shared_components.reporting.overlays import encode_png, overlay_figure
 
@@ -104,7 +105,7 @@ class SaveOverlays:
         )
 
     def _finish(self, engine: Engine) -> None:
-        engine.state.overlays = {key: path for part in gather(self._written) for key, path in part.items()}
+        engine.state.overlays = {key: path for part in idist.all_gather(self._written) for key, path in part.items()}
 
 
 def on_grid_of(image: Tensor, prediction: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from shared_components.reporting.report import (
     subtitle,
     weights_and_sampling,
 )
-from shared_components.reporting.tables import case_table, settings_table
+from shared_components.reporting.tables import case_table, html_table, settings_table
 
 logger = logging.getLogger(__name__)
 
@@ -247,11 +247,10 @@ def _faithful(row: Mapping[str, Any]) -> float:
     return -1.0 if np.isnan(row["dice_mean_generated"]) else row["dice_mean_generated"]
 
 
-def _ends(ranked: Sequence[Mapping[str, Any]], count: int = 2) -> list[tuple[str, Mapping[str, Any]]]:
-    """The first and the last cases, none twice."""
-    return [("Least faithful", row) for row in ranked[:count]] + [
-        ("Most faithful", row) for row in ranked[max(len(ranked) - count, count) :]
-    ]
+def _ends(ranked: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The first two and the last two cases, none twice."""
+    ends = (("Least faithful", ranked[:2]), ("Most faithful", ranked[2:][-2:]))
+    return [(kind, row) for kind, rows in ends for row in rows]
 
 
 def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -317,7 +316,7 @@ def _table(summary: Sequence[Mapping[str, Any]]) -> str:
         + "</tr>"
         for row in summary
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return html_table(head, body)
 
 
 def _number(value: Any) -> str:

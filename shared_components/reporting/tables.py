@@ -50,11 +50,11 @@ def heading_of(column: str) -> str:
     }.get(column, column.replace("_", " "))
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """Return a number for a table, a dash where there is none."""
+def number(value: Any) -> str:
+    """Return a number for a table, with three places, a dash where there is none."""
     if isinstance(value, (int, np.integer)) or not isinstance(value, (float, np.floating)):
         return str(value)
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
 def tiles(summary: Sequence[Mapping[str, Any]]) -> str:
@@ -81,7 +81,7 @@ def summary_table(summary: Sequence[Mapping[str, Any]]) -> str:
         + "</tr>"
         for row in summary
     ]
-    return _table(head, "".join(rows))
+    return html_table(head, "".join(rows))
 
 
 def case_table(rows: Sequence[Mapping[str, Any]], pictured: Collection[str] = ()) -> str:
@@ -103,7 +103,7 @@ def case_table(rows: Sequence[Mapping[str, Any]], pictured: Collection[str] = ()
             cells[columns.index("case")] = f'<td><a href="#{anchor(row["case"])}">{name}</a></td>'
         body += f"<tr>{''.join(cells)}</tr>"
     box = '<input type="search" class="filter" placeholder="show only rows with ..." aria-label="show only rows with">'
-    return (box if len(rows) > _FILTERED_FROM else "") + _table(head, body, ' class="sortable"')
+    return (box if len(rows) > _FILTERED_FROM else "") + html_table(head, body, ' class="sortable"')
 
 
 def anchor(case: str) -> str:
@@ -111,7 +111,8 @@ def anchor(case: str) -> str:
     return "case-" + re.sub(r"[^A-Za-z0-9_.-]", "-", str(case))
 
 
-def _table(head: str, body: str, attributes: str = "") -> str:
+def html_table(head: str, body: str, attributes: str = "") -> str:
+    """Return a table that scrolls where it is wider than the page, of its rows of headings and of cells."""
     table = f"<table{attributes}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.networks.utils import eval_mode
 from torch import nn
 
-from shared_components.reporting.case_keys import CaseKey, claim, gather, next_key
+from shared_components.reporting.case_keys import CaseKey, claim, next_key
 from shared_components.reporting.files import case_file, case_name
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.tables import Table
@@ -81,7 +81,7 @@ class WeakMetrics:
 
     def _finish(self, engine: Engine) -> None:
         # a distributed sampler repeats slices to fill up; they count once
-        rows = list({key: row for part in gather(self._rows) for key, row in part.items()}.values())
+        rows = list({key: row for part in idist.all_gather(self._rows) for key, row in part.items()}.values())
         if not rows:
             return
         engine.state.weak_summary = summarise_slices(rows)

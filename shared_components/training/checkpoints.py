@@ -14,7 +14,7 @@ from torch import nn
 
 from shared_components.errors import InputError
 from shared_components.output_lock import lock_folder, release_folder
-from shared_components.training.files import load_safely, save_atomically
+from shared_components.training.files import load_safely, load_state_dict, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -229,9 +229,7 @@ class LoadWeights:
             InputError: no such file, corrupt, or weights of another network; the message names what differs.
         """
         idist.barrier()
-        weights = load_safely(self.path)
-        if not isinstance(weights, dict) or not all(hasattr(value, "shape") for value in weights.values()):
-            raise InputError(f"{self.path}: not a flat state dict of tensors; expected a file such as models/model.pt")
+        weights = load_state_dict(self.path)
         try:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
@@ -243,5 +241,5 @@ class LoadWeights:
         logger.info("%s: weights loaded", self.path)
 
 
-def _shorten(text: str, length: int = 600) -> str:
-    return text if len(text) <= length else text[:length] + " ..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= 600 else text[:600] + " ..."

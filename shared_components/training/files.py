@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from shared_components.errors import InputError
 from shared_components.whole_files import whole_file
@@ -71,10 +72,25 @@ def load_safely(path: str | os.PathLike) -> Any:
         _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds more than tensors and was not loaded; save a plain state dict") from error
+        raise InputError(
+            f"{path}: holds more than tensors, or no weights at all, and was not loaded; save a plain state dict"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         what = f" ({error})" if isinstance(error, _WrongSum) else ""
         raise InputError(f"{path}: truncated or corrupt{what}; use an intact copy of the file") from error
+
+
+def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Load a flat state dict by `load_safely`.
+
+    Raises:
+        InputError: as there, or the file holds something else than named tensors.
+    """
+    weights = load_safely(path)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        found = f"the keys {list(weights)[:3]}" if isinstance(weights, dict) else type(weights).__name__
+        raise InputError(f"{path}: not a flat state dict of tensors, found {found}; expected such as models/model.pt")
+    return weights
 
 
 class _WrongSum(ValueError):

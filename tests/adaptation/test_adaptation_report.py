@@ -32,8 +32,8 @@ BUNDLE = Path(__file__).parents[2] / "bundles" / "adaptdiff_octa"
 def test_the_gap_in_words(dice, said):
     names = ("segmenter", "adapted", "ceiling")
     scores = {f"target_{name}": {"dice_vessel": value} for name, value in zip(names, dice)}
-    assert said in _gap(scores, "target")
-    assert _gap(scores, "source") == ""
+    assert said in _gap(scores, "target", "vessel")
+    assert _gap(scores, "source", "vessel") == ""
 
 
 def test_width_is_area_by_length(tmp_path):

@@ -109,7 +109,7 @@ class _Payload:
 def test_row_45_pickled_payload(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": _Payload()}, "evil.pt")
-    with pytest.raises(InputError, match="evil.pt: holds more than tensors and was not loaded"):
+    with pytest.raises(InputError, match="evil.pt: holds more than tensors, .* and was not loaded"):
         LoadWeights("evil.pt", nn.Linear(2, 1))()
     assert not Path("payload-ran").exists()
     torch.load("evil.pt", weights_only=False)

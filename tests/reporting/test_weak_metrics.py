@@ -249,7 +249,7 @@ def test_slices_of_equal_names_count_apart_and_repeated_ones_once_over_processes
         return handler._rows
 
     parts = [rows_of(["normal"]), rows_of(["normal", "tumor"])]
-    monkeypatch.setattr("shared_components.reporting.weak_handler.gather", lambda own: parts)
+    monkeypatch.setattr("shared_components.reporting.weak_handler.idist.all_gather", lambda own: parts)
     rows_of(["tumor"])
     with open(tmp_path / "tumor" / "weak_per_slice.csv", encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))

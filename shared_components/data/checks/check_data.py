@@ -100,7 +100,7 @@ def check_data(
         findings = _filled(folder, findings, target, copies)
     lines = [f"{finding.level:<8} {describe(finding, folder.root)}\n" for finding in findings]
     sys.stdout.write("".join(lines))
-    usable = usable_cases(folder, findings)
+    usable = _usable(folder.cases, findings)
     levels = Counter(finding.level for finding in findings)
     total = len(folder.cases) + len(folder.unlabelled)
     counts = f"{levels['error']} errors, {levels['warning']} warnings"
@@ -137,12 +137,8 @@ def _listed(case: Case, slices: LabelledSlices | None) -> dict[str, Any]:
     return {**item, **({"label": masks} if masks else {}), **kind}
 
 
-def usable_cases(folder: CaseFolder, findings: list[Finding]) -> list[Case]:
-    """Return the cases without an error."""
-    return _usable(folder.cases, findings)
-
-
 def _usable(cases: Sequence[Case], findings: list[Finding]) -> list[Case]:
+    """Return the cases without an error."""
     bad = {finding.case for finding in findings if finding.level == "error"}
     return [case for case in cases if case.id not in bad and case.images]
 
