@@ -285,9 +285,7 @@ def test_an_incomplete_bundle_is_refused(bundle: Path, tmp_path: Path, part: str
 
 def test_weights_that_others_could_not_load_are_refused(bundle: Path, tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(1)}, "ema": {}}, bundle / "models/model.pt")
-    with pytest.raises(
-        InputError, match=r"not a flat state dict of tensors, found the keys .*model., .ema"
-    ):
+    with pytest.raises(InputError, match=r"not a flat state dict of tensors, found the keys .*model., .ema"):
         export_bundle(str(bundle), str(tmp_path / "out"))
     (bundle / "models/model.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(InputError, match=r"model.pt: holds .* no weights at all, and was not loaded"):

@@ -243,10 +243,15 @@ def test_slices_are_volumes_of_one_slice_and_come_back_as_they_lay(tmp_path, sha
     ways = Compose([load, EnsureVolumed("image"), AveragingResized("image", (20, 24, -1))])
     item = ways({"image": str(path)})
     assert item["image"].shape[1:] == (20, 24, 1)
-    item["pred"] = item["image"].clone()
+    item["pred"] = torch.full_like(item["image"], 7)
     item = Invertd("pred", ways, orig_keys="image", nearest_interp=False, to_tensor=True)(item)
-    assert item["pred"].shape == load({"image": str(path)})["image"].shape
-    assert item["pred"].affine.shape == (4, 4)
+    loaded = load({"image": str(path)})["image"]
+    assert torch.allclose(item["pred"].as_tensor(), torch.full(loaded.shape, 7.0))
+    assert torch.allclose(item["pred"].affine, loaded.affine)
+    ways = Compose([load, EnsureVolumed("image")])
+    item = ways({"image": str(path)})
+    item["pred"] = item["image"].clone()
+    assert torch.equal(Invertd("pred", ways, orig_keys="image")(item)["pred"].as_tensor(), loaded.as_tensor())
 
 
 def test_volumes_stay_volumes():

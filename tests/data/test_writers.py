@@ -170,14 +170,15 @@ def test_the_suffix_is_the_formats(tmp_path, extension, name):
 
 def test_data_without_metadata_of_its_own(tmp_path):
     writer = AtomicWriter(output_dtype=np.uint8)
-    writer.set_data_array(np.ones((1, 4, 3), np.float32))
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    writer.set_data_array(values[None])
     writer.set_metadata({"filename_or_obj": "a.png"}, resample=False)
     writer.write(tmp_path / "b")
-    assert np.asarray(Image.open(tmp_path / "b.png")).shape == (3, 4)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), values.T)
     writer = AtomicWriter(output_dtype=np.uint8)
-    writer.set_data_array(np.ones((4, 3), np.float32), channel_dim=None)
+    writer.set_data_array(values, channel_dim=None)
     writer.write(tmp_path / "b.nii")
-    assert nibabel.load(tmp_path / "b.nii").shape == (4, 3)
+    assert np.array_equal(np.asanyarray(nibabel.load(tmp_path / "b.nii").dataobj), values)
 
 
 @pytest.mark.parametrize(

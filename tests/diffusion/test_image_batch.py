@@ -89,9 +89,11 @@ def test_whole_images_are_padded_to_what_the_network_takes() -> None:
     assert torch.equal(targets["clean"][:4, 0, 1:7, 3:12], (2 * batch(2, 6, 9, 4)["image"][0, 0] - 1).permute(2, 0, 1))
 
 
-def test_training_without_a_condition() -> None:
-    _, _, (_, condition), _ = ImageDenoisingPrepareBatch(scheduler())(batch())
+def test_training_without_a_condition_learns_the_same_images() -> None:
+    _, targets, (_, condition), _ = ImageDenoisingPrepareBatch(scheduler())(batch())
     assert condition.shape == (4, 0, 8, 8)
+    conditioned = ImageDenoisingPrepareBatch(scheduler(), MaskEncoding([1, 2]))(batch())[1]
+    assert torch.equal(targets["clean"], conditioned["clean"])
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
