@@ -10,6 +10,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
 from shared_components.diffusion.chain import to_bytes
@@ -43,17 +44,15 @@ class SynthesisPreview:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.COMPLETED, self)
 
-    @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Generate the images, always from the same noise, and write them as one picture."""
         if idist.get_rank() > 0 or self.num_images < 1:
             return
         count = min(self.num_images, len(self.dataset))
         labels = torch.stack([torch.as_tensor(_first(self.dataset[index])["label"]) for index in range(count)])
-        was_training, device = self.network.training, next(self.network.parameters()).device
-        self.network.eval()
-        images = self.network(Tensor(labels).to(device).float(), torch.arange(count)).cpu()
-        self.network.train(was_training)
+        device = next(self.network.parameters()).device
+        with eval_mode(self.network):
+            images = self.network(Tensor(labels).to(device).float(), torch.arange(count)).cpu()
         rows = torch.cat([2 * images - 1, 2 * (labels > 0).float() - 1], dim=3)  # the second spatial axis runs down
         sheet = to_bytes(torch.cat(list(rows[:, 0]), dim=0)).T
         self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from torch import Tensor
 
 from shared_components.errors import InputError
@@ -88,12 +88,12 @@ class CaseMetrics:
         self.overwrite, self.iou, self.regions = overwrite, iou, regions
         self.instances, self.members, self.expected = instances, members, expected
         self._records: dict[CaseKey, CaseRecord] = {}
-        self._since = 0.0
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._timer.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
@@ -103,16 +103,13 @@ class CaseMetrics:
         if self.members:
             self.members.start(engine)
 
-    def _start_clock(self, engine: Engine) -> None:
-        self._since = time.perf_counter()
-
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
         cases, loaded = engine.state.output, engine.state.batch
         if not cases:  # it failed
             return
         predictions = [case[self.pred_key].cpu() for case in cases]
-        seconds = (time.perf_counter() - self._since) / len(cases)
+        seconds = self._timer.value() / len(cases)
         # MONAI's engines leave in the batch what they were not asked to pass on
         loaded = loaded if isinstance(loaded, list) and len(loaded) == len(cases) else [{}] * len(cases)
         for index, (case, also, prediction) in enumerate(zip(cases, loaded, predictions)):

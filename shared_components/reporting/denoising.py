@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,6 @@ class DenoisingPreview:
     ) -> None:
         self.output_dir, self.log_dir, self.max_steps = Path(output_dir), log_dir, max_steps
         self._recorder: ChainRecorder | None = None
-        self._writer: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to a validation's evaluator."""
@@ -87,14 +87,13 @@ class DenoisingPreview:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(self.output_dir / DENOISING_FILE, encode_png(strip))
         if self.log_dir is not None:
-            self._tensorboard().add_image("denoising", strip, engine.state.epoch, dataformats="HWC")
+            self._tensorboard.add_image("denoising", strip, engine.state.epoch, dataformats="HWC")
 
+    @cached_property
     def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(log_dir=str(self.log_dir))
-        return self._writer
+        return SummaryWriter(log_dir=str(self.log_dir))
 
 
 class ChainRecorder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.engines import IterationEvents
 from torch import Tensor
 
@@ -99,21 +99,21 @@ class InferenceReportHandler:
         self._ledger = InferenceLedger(output_dir)
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         self._earlier: dict[str, tuple[str, int]] = {}
-        self._started = self._since = self._seconds = 0.0
+        self._whole, self._case = Timer(), Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED(once=1), self._open_ledger)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._stop_clock)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._case.reset)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._case.pause)  # without the time of drawing
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         claim(self, ["report.html", PER_CASE])
         self._rows = {}
-        self._started = time.perf_counter()
+        self._whole.reset()
 
     def _open_ledger(self, engine: Engine) -> None:
         self._ledger.open(engine, self.resume, self.settings)  # now that the weights are loaded
@@ -121,15 +121,9 @@ class InferenceReportHandler:
             self._earlier[record["image"]] = (record["file"], record["number"])
             self._rows[record["file"], record["number"]] = record["row"]
 
-    def _start_clock(self, engine: Engine) -> None:
-        self._since = time.perf_counter()
-
-    def _stop_clock(self, engine: Engine) -> None:
-        self._seconds = time.perf_counter() - self._since  # without the time of drawing
-
     def __call__(self, engine: Engine) -> None:
         """Take note of the cases of one iteration."""
-        seconds = self._seconds / max(len(engine.state.output), 1)
+        seconds = self._case.value() / max(len(engine.state.output), 1)
         for case in engine.state.output:
             item = _item_of(engine)
             self._rows.pop(self._earlier.get(image_key(item)) if item else None, None)  # done once more
@@ -149,7 +143,7 @@ class InferenceReportHandler:
             rows[name], keys[name] = {"case": name, **self._rows[key]}, key
         if idist.get_rank() != 0:
             return
-        seconds = {"seconds in all": round(time.perf_counter() - self._started, 1)}
+        seconds = {"seconds in all": round(self._whole.value(), 1)}
         settings = {**self.settings, **weights_and_sampling(engine), **seconds, "environment": environment()}
         failures = failures_of(engine, self.left_out)
         overlays = {**self._earlier_overlays(keys.values()), **getattr(engine.state, "overlays", {})}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 
 from shared_components.errors import InputError
 from shared_components.reporting.case_keys import claim
@@ -49,7 +49,7 @@ class ReportHandler:
         self.left_out = left_out
         self.title, self.settings = title, dict(settings or {})
         self.pictures_per_end, self.overwrite = pictures_per_end, overwrite
-        self._since = 0.0
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
@@ -58,7 +58,7 @@ class ReportHandler:
 
     def _start(self, engine: Engine) -> None:
         claim(self, ["report.html"])
-        self._since = time.perf_counter()
+        self._timer.reset()
 
     def __call__(self, engine: Engine) -> None:
         """Write the page."""
@@ -68,7 +68,7 @@ class ReportHandler:
             raise InputError("ReportHandler: found no case metrics; put CaseMetrics before it in the handlers")
         if idist.get_rank() != 0 or not (rows or tables):
             return
-        seconds = {"seconds in all": round(time.perf_counter() - self._since, 1)}
+        seconds = {"seconds in all": round(self._timer.value(), 1)}
         path = write_report(
             self.output_dir,
             self.title,

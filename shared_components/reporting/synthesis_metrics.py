@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.metrics import DiceMetric, FIDMetric, MMDMetric, MultiScaleSSIMMetric
 from monai.networks.utils import one_hot
 from monai.utils import convert_to_tensor
@@ -120,7 +120,7 @@ class SynthesisMetrics:
         self._pictures: dict[str, list[Tensor]] = {"generated": [], "real": []}
         self._tiles: list[Tile] = []
         self._drawn: dict[str, list[Tile]] = {}
-        self._since = time.perf_counter()
+        self._timer = Timer()
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
@@ -163,7 +163,7 @@ class SynthesisMetrics:
         write_table(self.output_dir / "synthesis_summary.csv", summary)
         sheet = encode_png(contact_sheet(self._tiles))
         write_atomically(self.output_dir / "synthesis_grid.png", sheet)
-        seconds = {"seconds in all": round(time.perf_counter() - self._since, 1)}
+        seconds = {"seconds in all": round(self._timer.value(), 1)}
         settings = {**self.settings, "feature network": self.feature_name or "none", **weights_and_sampling(engine)}
         settings = {**settings, **seconds, "environment": environment()}
         worst = sorted((row for row in self._rows if "dice_mean_generated" in row), key=_faithful)

@@ -6,14 +6,16 @@ import csv
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
+from monai.networks.utils import eval_mode
 from monai.utils import convert_to_numpy, convert_to_tensor
 from torch import Tensor
 
@@ -81,7 +83,7 @@ class SyntheticSet:
         self.as_series, self.previews, self.overwrite = as_series, previews, overwrite
         self._rows: list[dict[str, Any]] = []
         self._tiles: dict[str, list[Tile]] = {}
-        self._since = 0.0
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
@@ -95,7 +97,7 @@ class SyntheticSet:
         self.overwrite = True
         self._earlier = _files_of_set(self.output_dir)
         self._rows, self._tiles = [], {}
-        self._since = time.perf_counter()
+        self._timer.reset()
 
     def __call__(self, engine: Engine) -> None:
         """Take note of the images of one iteration."""
@@ -144,7 +146,7 @@ class SyntheticSet:
                 file.unlink()
 
     def _page(self, engine: Engine, sheets: Sequence[Picture]) -> str:
-        seconds = round(time.perf_counter() - self._since, 1)
+        seconds = round(self._timer.value(), 1)
         timing = {"seconds in all": seconds, "seconds per image": round(seconds / max(len(self._rows), 1), 2)}
         stated = {"labels": self.label_names, **self.options, **weights_and_sampling(engine), **timing}
         rows = [{"case": Path(row["image"]).name, **row} for row in self._rows]
@@ -214,33 +216,28 @@ class SynthesisPreview:
         self.network, self.dataset = network, dataset
         self.num_images, self.max_slices = num_images, max_slices
         self.log_dir, self.device = log_dir, device
-        self._writer: Any = None
         self.epoch = epoch or (lambda engine: engine.state.epoch)
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.COMPLETED, self)
 
-    @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Generate, draw and write."""
-        was_training = self.network.training
-        self.network.eval()
-        tiles = [self._tile(index) for index in range(min(self.num_images, len(self.dataset)))]
-        self.network.train(was_training)
+        with eval_mode(self.network):
+            tiles = [self._tile(index) for index in range(min(self.num_images, len(self.dataset)))]
         sheet, epoch = contact_sheet(tiles), self.epoch(engine)
         folder = self.output_dir / "previews"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"epoch_{epoch:04d}.png", encode_png(sheet))
         if self.log_dir is not None:
-            self._tensorboard().add_image("generated", sheet, epoch, dataformats="HWC")
+            self._tensorboard.add_image("generated", sheet, epoch, dataformats="HWC")
 
+    @cached_property
     def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(log_dir=str(self.log_dir))
-        return self._writer
+        return SummaryWriter(log_dir=str(self.log_dir))
 
     def _tile(self, index: int) -> Tile:
         label = convert_to_tensor(self.dataset[index]["label"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 
 from shared_components.reporting.charts import line_chart
 from shared_components.reporting.denoising import DENOISING_FILE
@@ -58,7 +58,7 @@ class TrainingReportHandler:
         self.settings, self.overwrite = dict(settings or {}), overwrite
         self._history: dict[int, dict[str, float]] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
-        self._since = 0.0
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to a trainer, and to its evaluator."""
@@ -78,7 +78,7 @@ class TrainingReportHandler:
         self._history = {n: row for n, row in read_history(self.output_dir / HISTORY).items() if n <= epoch}
 
     def _start_epoch(self, engine: Engine) -> None:
-        self._since = time.perf_counter()
+        self._timer.reset()
         self._sums.clear()
 
     def _collect(self, engine: Engine) -> None:
@@ -100,7 +100,7 @@ class TrainingReportHandler:
         """Add the epoch to the table and write both files."""
         epoch = engine.state.epoch
         means = {key: math.fsum(values) / len(values) for key, values in self._sums.items()}
-        seconds = round(time.perf_counter() - self._since, 3)
+        seconds = round(self._timer.value(), 3)
         self._history[epoch] = {"epoch": epoch, **means, "seconds": seconds, **self._history.get(epoch, {})}
         self._write(engine)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.networks.utils import eval_mode
 from torch import nn
 
@@ -42,12 +42,12 @@ class WeakMetrics:
         self.network = network
         self.overwrite = overwrite
         self._rows: dict[CaseKey, dict] = {}
-        self._since = 0.0
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._timer.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
@@ -55,12 +55,9 @@ class WeakMetrics:
         claim(self, [PER_SLICE, SUMMARY])
         self._rows = {}
 
-    def _start_clock(self, engine: Engine) -> None:
-        self._since = time.perf_counter()
-
     def __call__(self, engine: Engine) -> None:
         """Score the slices of one iteration."""
-        seconds = (time.perf_counter() - self._since) / max(len(engine.state.output), 1)
+        seconds = self._timer.value() / max(len(engine.state.output), 1)
         for case, loaded in zip(engine.state.output, engine.state.batch):
             # the evaluator has left the mode in which batch statistics are not learnt
             with eval_mode(self.network):
