@@ -8,6 +8,8 @@ from pathlib import Path
 
 from shared_components.data.formats.files import image_stem
 
+TABLES = ("manifest", "bids", "channel folders", "case folders")  # layouts with a column for the labels, or none
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -98,7 +100,7 @@ class CaseFolder:
     @property
     def labelled(self) -> bool:
         """Whether the layout has labels at all."""
-        return self.layout != "images" and (self.layout not in ("manifest", "bids") or self.label_column is not None)
+        return self.layout != "images" and (self.layout not in TABLES or self.label_column is not None)
 
 
 def named_apart(cases: list[Case]) -> list[Case]:
