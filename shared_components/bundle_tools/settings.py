@@ -274,7 +274,8 @@ def _check_inner_name(name: str, parts: Sequence[str], content: Any) -> None:
         elif not isinstance(content, dict) or re.fullmatch("_.*_", part):
             return  # a reference, or one of MONAI's own words: MONAI looks at it
         else:
-            known = [*content, *(arguments := _arguments_of(content.get("_target_", "")) or ())]
+            arguments = _arguments_of(content.get("_target_", ""))
+            known = list(dict.fromkeys(key for key in (*content, *arguments) if key != "_target_"))
             if part in known or ("_target_" in content and not arguments):
                 return
             near = difflib.get_close_matches(part, known, n=1)

@@ -19,7 +19,7 @@ from shared_components.data.checks.cases import (
     label_conflicts,
     usual_spatial_dims,
 )
-from shared_components.data.layouts.case_folder import describe, describe_some, errors_by_case
+from shared_components.data.layouts.case_folder import TABLES, describe, describe_some, errors_by_case
 from shared_components.data.layouts.cases import Case, CaseFolder, Finding, find_cases
 from shared_components.data.layouts.dataset_json import SECTIONS
 from shared_components.data.layouts.split import choose_split, find_leaks, overlapping, sections
@@ -188,7 +188,7 @@ def _checked_images(folder: CaseFolder, num_channels: int, **options: Any) -> tu
 
 
 def _refuse_without_labels(folder: CaseFolder) -> None:
-    if folder.layout in ("manifest", "bids") and not folder.labelled:
+    if folder.layout in TABLES and not folder.labelled:
         _refuse_folder(folder, [problem for problem in folder.problems if problem.kind == "no_label_column"])
     elif not folder.labelled:
         raise InputError(
@@ -310,5 +310,5 @@ def _warn_about(folder: CaseFolder, section: str, cases: list[Case], findings: l
             level = logging.WARNING if finding.level == "warning" else logging.INFO
             logger.log(level, "%s: %s cases: %s", folder.root, section, finding.message)
     for problem in folder.problems:
-        if problem.kind == "images_below":
+        if problem.kind in ("images_below", "labels_beside"):
             logger.warning("%s", describe(problem, folder.root))

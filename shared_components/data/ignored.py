@@ -29,6 +29,9 @@ class LeaveOutIgnoredd(MapTransform):
         label_key: label map (1, *spatial) with `IGNORED` in such voxels.
         ignored_key: what receives the voxels (1, *spatial) bool; where it is there already, as for another prediction
             of the same case, they are these.
+
+    Of these cases a prediction as it was before is kept under its key and "_whole", for single objects that such voxels
+    cut.
     """
 
     def __init__(self, keys: KeysCollection, label_key: Hashable = "label", ignored_key: Hashable = "ignored") -> None:
@@ -48,6 +51,7 @@ class LeaveOutIgnoredd(MapTransform):
         result[self.label_key] = label.masked_fill(ignored.to(label.device), 0)
         for key in self.key_iterator(result):
             there = ignored.to(result[key].device)
+            result[f"{key}_whole"] = result[key]
             result[key] = result[key].masked_fill(there, 0)
             if len(result[key]) > 1:
                 result[key][:1] = result[key][:1].masked_fill(there, 1)

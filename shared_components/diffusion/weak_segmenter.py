@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shared_components.diffusion.class_guidance import guided_prediction
 from shared_components.diffusion.diffusion_saliency import DiffusionSaliency
+from shared_components.diffusion.full_float32 import full_float32
 from shared_components.diffusion.slices import images_per_call
 from shared_components.errors import InputError, check_choice
 
@@ -30,6 +31,9 @@ class WeakSegmenter(DiffusionSaliency):
     Departures from the published code: several noise draws of a slice are averaged, which is worth more than several
     steps; the first step denoises from the level that was noised to; the difference is divided by 1 - tau; a gate in
     place of the true label; nothing depends on the other slices of a batch; class weights in place of a second network.
+
+    On a GPU the two states are denoised in full float32, never in TF32, whose rounding the division by 1 - tau would
+    multiply; what is traced keeps no such setting. Its ``amp`` is another matter.
 
     It differentiates in ``forward``, so it cannot be scripted; without guidance and ``jvp`` it can be traced.
 
@@ -99,7 +103,8 @@ class WeakSegmenter(DiffusionSaliency):
         for start in range(0, member.shape[0], per_call):
             of_slice = which[start : start + per_call]
             noisy = self.noised(slices[of_slice], member[start : start + per_call], position[of_slice])
-            parts.append(self.saliency(noisy).sum(dim=1, keepdim=True))
+            with full_float32():
+                parts.append(self.saliency(noisy).sum(dim=1, keepdim=True))
         return torch.cat(parts).unflatten(0, (self.num_samples, count))
 
     def saliency(self, noisy: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ class CaseMetrics:
             more = {"regions": self.regions, "ignored": case.get("ignored")}
             scores, bins = score_case(prediction, label, names, spacing, unit, **options, **more)
             if self.instances is not None:
-                scores.update(self.instances(prediction, label, instances))
+                found = prediction if instances is None else case.get(f"{self.pred_key}_whole", prediction)
+                scores.update(self.instances(found, label, instances, case.get("ignored")))
             if ensemble is not None:
                 scores.update(self.members(ensemble, case, label))
         except InputError as error:

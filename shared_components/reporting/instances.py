@@ -32,7 +32,8 @@ class InstanceScores:
     """Find the objects of a prediction and compare them with those of the reference, for `CaseMetrics`.
 
     Objects of the reference are given by a numbered map or, without one, are the connected parts of the label
-    map, in which objects that touch are one. All foreground classes count as one.
+    map, in which objects that touch are one. All foreground classes count as one. Pixels that nobody judged are taken
+    out of both maps before objects are matched: what is left of an object counts.
 
     Args:
         split: how the prediction becomes objects, see `find_instances`: "components", "distance" or
@@ -47,13 +48,16 @@ class InstanceScores:
             raise InputError(f"min_distance {min_distance}, min_size {min_size}: expected at least 1 and at least 0")
         self.split, self.min_distance, self.min_size = split, min_distance, min_size
 
-    def __call__(self, prediction: Tensor, label: Tensor, instances: Tensor | None = None) -> dict[str, float]:
+    def __call__(
+        self, prediction: Tensor, label: Tensor, instances: Tensor | None = None, ignored: Tensor | None = None
+    ) -> dict[str, float]:
         """Score one case.
 
         Args:
             prediction: (C, *spatial) class probabilities, or a (1, *spatial) label map.
             label: (1, *spatial) label map or (C, *spatial) one-hot, on the same grid.
             instances: (1, *spatial) numbers of the reference's objects, 0 where there is none.
+            ignored: (1, *spatial) bool, pixels that nobody judged, if there are any.
 
         Returns:
             As `score_instances`.
@@ -75,6 +79,9 @@ class InstanceScores:
         probability = 1 - prediction[0] if len(prediction) > 1 else None
         foreground = _foreground(prediction)
         found = find_instances(foreground, self.split, probability, self.min_distance, self.min_size)
+        if ignored is not None:
+            judged = as_array(ignored)[0] == 0
+            found, numbers = found * judged, numbers * judged
         return score_instances(found, numbers)
 
 

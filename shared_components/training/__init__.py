@@ -7,6 +7,7 @@ from shared_components.training.evaluator import CaseEvaluator
 from shared_components.training.gradients import ClipGradientNorm
 from shared_components.training.guards import StopOnNonFinite
 from shared_components.training.joint_schedule import JointSchedule
+from shared_components.training.one_cycle import OneCycle
 from shared_components.training.progress import RunProgress
 from shared_components.training.seeding import EpochSeeder
 
@@ -17,6 +18,7 @@ __all__ = [
     "EpochSeeder",
     "JointSchedule",
     "LoadWeights",
+    "OneCycle",
     "OptimizerStepLrSchedule",
     "RunProgress",
     "StopOnNonFinite",

@@ -234,8 +234,9 @@ class LoadWeights:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:]]
-            expected = f"weights of another network: expected those of this {type(self.network).__name__}, found"
-            raise InputError(f"{self.path}: {expected} {_shorten(' '.join(lines))}") from error
+            remedy = "give the configurations, labels, channels and sizes that they were trained with"
+            expected = f"weights of another network: {remedy}; expected those of this {type(self.network).__name__}"
+            raise InputError(f"{self.path}: {expected}, found {_shorten(' '.join(lines))}") from error
         if engine is not None:
             engine.state.weights = str(self.path)
         logger.info("%s: weights loaded", self.path)

@@ -153,3 +153,12 @@ def test_only_phantoms_are_a_demonstration(monkeypatch):
     assert is_demonstration(None) and not is_demonstration("data")
     monkeypatch.setitem(sys.modules, "monailabel", sys)
     assert not is_demonstration(None)
+
+
+def test_names_that_are_known_are_told_once(monkeypatch, tmp_path):
+    part = '{"_target_": "torch.optim.lr_scheduler.ConstantLR", "optimizer": "@optimizer"}'
+    (tmp_path / "c.json").write_text(f'{{"lr_scheduler": {part}}}', encoding="utf-8")
+    command = ["/x/monai/bundle/__main__.py", "run", "--config_file", str(tmp_path / "c.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--lr_scheduler#xyz", "3"])
+    with pytest.raises(InputError, match="no 'xyz' there; known are optimizer, factor, total_iters, last_epoch$"):
+        check_settings()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from shared_components.data.checks.cases import check_folder
@@ -20,6 +21,7 @@ from shared_components.data.layouts.cases import find_cases
 from shared_components.data.loaders import LoadInstancesd, LoadLabelMapd
 from shared_components.data.synthesis import synthesis_requests
 from shared_components.errors import InputError
+from shared_components.reporting import CaseMetrics, InstanceScores
 from shared_components.reporting.metrics import score_case
 from tests.data.folders import SHAPE, msd_folder, save, save_picture, some_label
 
@@ -139,6 +141,44 @@ def test_scores_are_those_of_the_other_voxels():
     for metric in ("dice_lesion", "ece_near_foreground", "error_auroc_near_foreground", "hd95_mm_lesion"):
         assert found[metric] == pytest.approx(expected[metric], abs=1e-6), metric
     assert label.min() == IGNORED and prediction[1, 0, 0, 7] == probability[0, 0, 7]  # what came in is as it was
+
+
+def object_scores(tmp_path: Path, case: dict, instances: torch.Tensor | None) -> dict[str, float]:
+    """The scores of single objects of one case, as an evaluation has them."""
+    handler = CaseMetrics(tmp_path, instances=InstanceScores())
+    engine = Engine(lambda engine, batch: None)
+    engine.state.output = [LeaveOutIgnoredd("pred")(case)]
+    engine.state.batch = [{} if instances is None else {"instances": instances}]
+    handler(engine)
+    (record,) = handler._records.values()
+    return {name: record.scores[name] for name in ("aji", "pq", "instances_reference", "instances_predicted")}
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_objects_are_those_of_the_other_pixels(tmp_path, numbered):
+    """Of three nuclei one is judged whole, one half, one not at all, and that one is missed."""
+    numbers = torch.zeros(1, 40, 60)
+    for number, column in enumerate((4, 24, 44), start=1):
+        numbers[0, 10:22, column : column + 12] = number
+    label = (numbers > 0).float()
+    found = label.clone()
+    found[..., 44:] = 0  # the third is missed
+    found[0, 30:38, 40:50] = 1  # another invented
+    label[..., 30:] = IGNORED  # half of the second, and all of these
+    case = {"pred": torch.cat([1 - found, found]), "label": label}
+    scores = object_scores(tmp_path, case, numbers if numbered else None)
+    assert scores == {"aji": 1, "pq": 1, "instances_reference": 2, "instances_predicted": 2}
+
+
+def test_an_object_across_a_strip_of_ignored_pixels_is_one(tmp_path):
+    numbers = torch.zeros(1, 40, 40)
+    numbers[0, 10:22, 10:22] = 1
+    found = (numbers > 0).float()
+    label = found.clone()
+    label[..., 15:17] = IGNORED
+    case = {"pred": torch.cat([1 - found, found]), "label": label}
+    scores = object_scores(tmp_path, case, numbers)
+    assert scores == {"aji": 1, "pq": 1, "instances_reference": 1, "instances_predicted": 1}
 
 
 def test_another_prediction_of_a_case_is_treated_alike_and_whole_cases_are_left_alone():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from shared_components.diffusion.class_guidance import guidance_weight, log_probability_gradient
 from shared_components.diffusion.diffusion_saliency import start_timestep
+from shared_components.diffusion.full_float32 import full_float32
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.saliency_masks import SaliencyMask
 from shared_components.diffusion.weak_segmenter import WeakSegmenter
@@ -388,3 +391,51 @@ def test_the_mask_rule_is_the_networks():
     with torch.no_grad():
         found = network(torch.zeros(1, 1, 6, 6)).argmax(1)[0]
     assert torch.equal(found == 1, label_picture()[1, 0] > 0)  # more noise expected: darker
+
+
+# Precision
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """PyTorch told to round in convolutions and matrix products alike."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+def rounding() -> tuple[bool, str]:
+    return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "jvp"}, {"guidance_scale": 2.0, "classifier": LinearClassifier(3.0)}])
+def test_no_call_of_the_networks_is_in_tf32_and_the_setting_is_as_it_was_afterwards(options, tf32):
+    seen = []
+    network = segmenter(StubDenoiser(label_picture()), num_inference_steps=2, **options)
+    for part in filter(None, (network.denoiser, network.classifier)):
+        part.register_forward_hook(lambda *_: seen.append(rounding()))
+    network(torch.zeros(1, 1, 6, 6))
+    assert len(seen) >= 2 and set(seen) == {(False, "highest")}
+    assert rounding() == (True, "high")
+
+
+def test_precision_is_restored_after_an_error(tf32):
+    with pytest.raises(ValueError, match="broken"), full_float32():
+        raise ValueError("broken")
+    assert rounding() == (True, "high")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch 2.9 sets single backends")
+def test_precision_that_the_user_set_for_single_backends_is_kept():
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"  # from here on the older switches refuse to be read
+    try:
+        with full_float32():
+            assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+    finally:
+        matmul.fp32_precision = before

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from shared_components.data.checks.label_maps import absent_labels, label_maps_among_images
 from shared_components.data.formats.aperio import is_annotation
 from shared_components.data.formats.files import UnusableImage
 from shared_components.data.formats.pictures import channels_fit, is_picture
@@ -90,6 +91,7 @@ class _CaseCheck:
         self.first: tuple[Path, Grid] | None = None
         self.findings: list[Finding] = []
         self.values: frozenset[int] | None = None  # of the label map, if it can be read
+        self.levels: dict[Path, set[int] | None] = {}  # of the images that can be read, as `ValueScan` has them
 
     def image(self, path: Path) -> int:
         """Check an image file; return its number of channels, 0 if it cannot be used."""
@@ -97,6 +99,7 @@ class _CaseCheck:
         if content is None:
             return 0
         grid, num_channels, scan = content
+        self.levels[path] = scan.levels
         if self.first is None:
             self.first = (path, grid)
             self._see_size(path, grid)
@@ -274,21 +277,9 @@ def check_cases(
         checks = list(progress(pool.map(one, cases)))
     values = [check.values for check in checks if check.values is not None]
     found = [finding for check in checks for finding in check.findings]
-    return known + found + _absent_labels(folder, labels, values) + _ignored_voxels(folder, checks)
-
-
-def _absent_labels(folder: CaseFolder, labels: Labels, values: list[frozenset[int]]) -> list[Finding]:
-    """Return a warning for each of several named labels that no mask has."""
-    if not isinstance(labels, Mapping) or len(labels) < 2 or not any(found - {0} for found in values):
-        return []
-    masks = f"none of the {len(values)} masks has" if len(values) > 1 else "the one mask has not"
-    text = "it cannot be learned, and its Dice is 1 where none is found"
-    present = frozenset().union(*values)
-    return [
-        Finding("warning", "", str(folder.root), f"{masks} the label {value} ({name}): {text}", "absent_label")
-        for name, value in labels.items()
-        if value and value not in present
-    ]
+    levels = {(check.case.id, path): levels for check in checks for path, levels in check.levels.items()}
+    found += label_maps_among_images(folder, levels)
+    return known + found + absent_labels(folder, labels, values) + _ignored_voxels(folder, checks)
 
 
 def _ignored_voxels(folder: CaseFolder, checks: list[_CaseCheck]) -> list[Finding]:

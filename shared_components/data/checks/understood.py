@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared_components.data.layouts.case_folder import TABLES
 from shared_components.data.layouts.cases import CaseFolder
 from shared_components.data.layouts.split import guess_patient_pattern, overlapping, sections
 
@@ -27,7 +28,7 @@ def overview(folder: CaseFolder, divided: bool = False) -> dict[str, str]:
         "cases": f"{len(folder.cases)}{tests}",
         "channels": ", ".join(folder.channels),
     }
-    if folder.layout in ("manifest", "bids"):
+    if folder.layout in TABLES:
         column = "column " if folder.layout == "manifest" else ""
         told["label in"] = f"{column}{folder.label_column}" if folder.label_column else f"no {column or 'file'}".strip()
     if folder.labelled:

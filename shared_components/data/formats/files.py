@@ -127,10 +127,23 @@ def _is_dicom(path: Path) -> bool:
 
 def without_label_suffix(labels: list[tuple[str, Path]], image_stems: Iterable[str]) -> list[tuple[str, Path]]:
     """Take a label's suffix such as ``_mask`` off its id where an image has the name without it."""
-    stems = set(image_stems)
-    known = {match.group(1) for match in map(CHANNEL_SUFFIX.match, stems) if match} | stems
+    known = _case_ids(image_stems)
     short = {stem: _LABEL_SUFFIX.sub("", stem) for stem, _ in labels}
     return [(short[stem] if stem not in known and short[stem] in known else stem, path) for stem, path in labels]
+
+
+def labels_beside(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Return the files that are called as another of them, but for a label's suffix such as ``_mask``."""
+    files = list(files)
+    known = _case_ids(stem for stem, _ in files)
+    short = [_LABEL_SUFFIX.sub("", stem) for stem, _ in files]
+    return [file for file, base in zip(files, short, strict=True) if base != file[0] and base in known]
+
+
+def _case_ids(stems: Iterable[str]) -> set[str]:
+    """Return names of images, also without the channel that nnU-Net has at their end."""
+    names = set(stems)
+    return {match.group(1) for match in map(CHANNEL_SUFFIX.match, names) if match} | names
 
 
 def annotations_by_stem(folder: Path) -> list[tuple[str, Path]]:

@@ -13,6 +13,8 @@ from shared_components.errors import InputError
 
 INTEGER_TOLERANCE = 1e-3
 FULL_SCALE = (255, 65535)
+_FEW = 32  # values of a label map; images have more
+_SAMPLE = 4096
 
 Labels = Mapping[str, int] | Iterable[int] | int | None
 
@@ -62,6 +64,8 @@ class ValueScan:
         values: whole-number values and their voxel counts (label maps only).
         num_fractional: voxels further than `INTEGER_TOLERANCE` from a whole number (label maps only).
         first_fraction: the first such value.
+        levels: the values of an image that has none but few whole numbers from 0, as label maps have; ``None`` if it
+            has others.
     """
 
     num_nan: int = 0
@@ -71,6 +75,7 @@ class ValueScan:
     values: Counter[int] = field(default_factory=Counter)
     num_fractional: int = 0
     first_fraction: float | None = None
+    levels: set[int] | None = field(default_factory=set)
 
     def constant_channels(self) -> list[int]:
         """Return the channels in which every voxel has the same value."""
@@ -87,6 +92,8 @@ def scan_values(volume: Volume, is_label: bool = False) -> ValueScan:
             continue
         if is_label:
             _count_values(scan, values)
+        else:
+            _note_levels(scan, values)
         low, high = scan.ranges.get(channel, (np.inf, -np.inf))
         scan.ranges[channel] = (min(low, float(values.min())), max(high, float(values.max())))
     return scan
@@ -119,3 +126,13 @@ def _count_values(scan: ValueScan, values: np.ndarray) -> None:
         values = whole
     found, counts = np.unique(values, return_counts=True)
     scan.values.update({int(value): int(count) for value, count in zip(found, counts, strict=True)})
+
+
+def _note_levels(scan: ValueScan, values: np.ndarray) -> None:
+    for part in (values[:: values.size // _SAMPLE + 1], values):  # a sample tells most images, at no cost
+        if scan.levels is None:
+            return
+        found = np.unique(part)
+        whole = {round(float(value)) for value in found} if len(found) <= _FEW else set()
+        unlike = not whole or min(whole) < 0 or np.abs(found - np.rint(found)).max() > INTEGER_TOLERANCE
+        scan.levels = None if unlike or len(scan.levels | whole) > _FEW else scan.levels | whole

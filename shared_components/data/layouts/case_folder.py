@@ -11,6 +11,7 @@ from pathlib import Path
 from shared_components.data.formats.files import image_stem
 
 _NAMED = 3  # findings of a folder that is refused
+TABLES = ("manifest", "bids", "channel folders", "case folders")  # layouts with a column for the labels, or none
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class CaseFolder:
     @property
     def labelled(self) -> bool:
         """Whether the layout has labels at all."""
-        return self.layout != "images" and (self.layout not in ("manifest", "bids") or self.label_column is not None)
+        return self.layout != "images" and (self.layout not in TABLES or self.label_column is not None)
 
 
 def describe(finding: Finding, root: Path) -> str:

@@ -16,6 +16,7 @@ from shared_components.data.formats.files import (
     image_stem,
     images_by_stem,
     is_series,
+    labels_beside,
     read_json_object,
     subfolders,
     without_label_suffix,
@@ -274,9 +275,18 @@ class _Finder:
         if files and below:
             text = f"{len(below)} images below it, such as {below[0][1].relative_to(folder)}, are not looked at"
             self._problem("", folder, f"{text}; give their folder as dataset_dir", "images_below", "warning")
-        files = files or below
+        files = self._without_labels_beside(files or below)
         suffixed = has_channel_suffix([stem for stem, _ in files], set(), self.meta, self.names)
         return "images", paired_cases(self._grouped(files, suffixed), {}), []
+
+    def _without_labels_beside(self, files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Leave out ``a_seg`` beside ``a``: the label map of an image, not another image."""
+        if not (beside := labels_beside(files)):
+            return files
+        text = f"files called as label maps ({len(beside)}, such as {beside[0][1].name}) are not taken for images"
+        text += "; to train on them, put them into a folder labels/ beside images/"
+        self._problem("", self.root, text, "labels_beside", "warning")
+        return sorted(set(files) - set(beside))
 
     def _labelled(self, image_dir: Path, label_dir: Path) -> tuple[str, list[Case], list[Case]]:
         images = images_by_stem(image_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,12 @@ from shared_components.data.formats.files import (
     without_label_suffix,
 )
 from shared_components.data.layouts.dataset_json import named_channels
+from shared_components.data.layouts.label_files import chosen_label, is_no_image
 from shared_components.data.layouts.manifest import Manifest, Row
 from shared_components.errors import InputError
 
 LABEL_FOLDERS = ("labels", "masks", "mask", "label", "seg", "segmentation", "segmentations", "gt", "ground_truth")
 _CLASS_FOLDERS = ("segmentations", "masks", "labels")
-_LABEL_FILE = re.compile(
-    r"^(?:seg|segmentation|labels?|mask|gt|ground_?truth|annotation)(?:[_-].*)?$"
-    r"|^.*[_-](?:seg|segmentation|label|mask|gt)$",
-    re.IGNORECASE,
-)
-_NO_IMAGE = re.compile(r"^.*mask$", re.IGNORECASE)
-
 Channels = Sequence[str] | int | str | None
 
 
@@ -52,20 +45,27 @@ def channel_folders(root: Path, channels: Channels, label_column: str | None) ->
     """Understand ``flair/``, ``t1c/`` and ``seg/`` of equally named files, a folder a channel; else ``None``.
 
     The label's folder is ``label_column``, else the first of `LABEL_FOLDERS` that is there. The others are the channels
-    that share a name with it, or those that ``channels`` names.
+    that share a name with it, or those that ``channels`` names, which need no labels beside them.
+
+    Raises:
+        InputError: only some of the ``channels`` are there.
     """
     inside = {child.name: dict(images_by_stem(child)) for child in subfolders(root)}
     inside = {name: files for name, files in inside.items() if files}
     label = label_column if label_column in inside else next((name for name in LABEL_FOLDERS if name in inside), None)
-    if label is None or (label_column and label != label_column):
+    named = named_channels(channels)
+    all_named = bool(named) and set(named) <= set(inside)
+    if (label is None and not all_named) or (label_column and label != label_column):
         return None
     if label_column is None and any(map(is_image_folder, inside)):
         return None  # images/ beside labels/: a pair
-    named = named_channels(channels)
     every_stem = {stem for name, files in inside.items() if name != label for stem in files}
-    labels = dict(without_label_suffix(list(inside[label].items()), every_stem))
+    labels = dict(without_label_suffix(list(inside.get(label, {}).items()), every_stem))
     others = [name for name, files in inside.items() if name != label and set(files) & set(labels)]
-    images = list(named) if set(named) <= set(inside) and named else _without_other_labels(others, label_column)
+    if not all_named and not set(named).isdisjoint(others):
+        missing = next(name for name in named if name not in inside)
+        raise InputError(f"{root}: no folder '{missing}'; there are {', '.join(others)}; {_choice(named)}")
+    images = list(named) if all_named else _without_other_labels(others, label_column)
     if not images or not set.intersection(*(set(inside[name]) for name in images)):
         return None
     cases = sorted({stem for name in images for stem in inside[name]} | set(labels))
@@ -89,7 +89,7 @@ def case_folders(root: Path, channels: Channels, label_column: str | None) -> Co
     counts = Counter(column for files in inside.values() for column in files)
     label = label_column if label_column in counts else None
     if label_column is None:
-        label = next((column for column in sorted(counts) if _LABEL_FILE.match(column)), None)
+        label = chosen_label(counts)
     masks = {child: _class_masks(child) for child in inside} if label is None and label_column is None else {}
     named = named_channels(channels)
     if label is None and not any(masks.values()) and not set(named) & set(counts):
@@ -132,7 +132,7 @@ def _by_column(folder: Path) -> dict[str, Path]:
     for stem, path in images_by_stem(folder):
         rest = stem.removeprefix(folder.name)
         own = rest != stem and rest[:1] in ("_", "-", ".")  # not the "c" of "ct" in a folder "c"
-        found[rest.lstrip("_-.") or stem if own else stem] = path
+        found["image" if not rest else rest.lstrip("_-.") or stem if own else stem] = path
     return found
 
 
@@ -143,14 +143,19 @@ def _class_masks(folder: Path) -> dict[str, Path]:
 def _image_columns(
     root: Path, named: Sequence[str], counts: Mapping[str, int], label: str | None, num_cases: int
 ) -> list[str]:
+    found = [column for column in sorted(counts) if column != label and not is_no_image(column)]
+    found = [column for column in found if 2 * counts[column] > num_cases]
+    if not named or (len(named) == len(found) == 1 and named[0] not in counts):
+        return found
     if missing := [name for name in named if name not in counts]:
-        if len(missing) < len(named):
-            raise InputError(
-                f"{root}: no file '{missing[0]}' in any case's folder; there are {', '.join(sorted(counts))}"
-            )
-        return []
-    others = [column for column in sorted(counts) if column != label and not _LABEL_FILE.match(column)]
-    return list(named) or [c for c in others if 2 * counts[c] > num_cases and not _NO_IMAGE.match(c)]
+        there = ", ".join(sorted(counts))
+        raise InputError(f"{root}: no file '{missing[0]}' in any case's folder; there are {there}; {_choice(named)}")
+    return list(named)
+
+
+def _choice(named: Sequence[str]) -> str:
+    order = ", in this order," if len(named) > 1 else ""
+    return f"name what the model takes as {', '.join(named)}{order} with --channels"
 
 
 def _label_names(inside: Mapping[Path, Mapping[str, Path]]) -> dict[str, int]:
@@ -165,4 +170,9 @@ def _label_names(inside: Mapping[Path, Mapping[str, Path]]) -> dict[str, int]:
 
 
 def _manifest(root: Path, images: Sequence[str], label: str | None, rest: tuple[str, ...], rows: list[Row]) -> Manifest:
-    return Manifest(root, tuple(images), label, rest, rows, None, {}, [])
+    return Manifest(root, tuple(images), label, rest, rows, None, {}, [], _no_label(rest))
+
+
+def _no_label(rest: Sequence[str]) -> str:
+    others = f"; name the file or folder that is one with --label_column ({', '.join(rest)})" if rest else ""
+    return f"no labels: no name beside the channels' is one of label maps{others}"

@@ -55,12 +55,92 @@ def test_channels_of_a_case_are_named_by_their_files_without_the_case(tmp_path):
 
 
 def test_the_label_of_a_folder_a_case_can_be_named(tmp_path):
-    case_folder(tmp_path, "p1", image="ct", label="OTMultiClass")
+    case_folder(tmp_path, "p1", image="ct", label="structures")
     assert find_cases(tmp_path).layout == "images"
-    folder = find_cases(tmp_path, label_column="OTMultiClass")
+    folder = find_cases(tmp_path, label_column="structures")
     assert (folder.layout, folder.cases[0].images[0].name) == ("case folders", "ct.nii.gz")
     with pytest.raises(InputError, match="label_column 'nothing'"):
         find_cases(tmp_path, label_column="nothing")
+
+
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [
+        ("OTMultiClass", "brainmask"),  # BRATS 2015
+        ("GlistrBoost", "GlistrBoost_ManuallyCorrected"),  # BraTS of TCGA
+        ("seg", "brain_mask"),
+        ("tumor_truth", "mask_of_head"),
+    ],
+)
+def test_a_label_map_is_told_from_images_and_from_masks_of_the_whole_organ_by_its_name(tmp_path, label, other):
+    for case in ("p1", "p2"):
+        for number, channel in enumerate(("flair", "t1c")):
+            save(tmp_path / case / f"{channel}.nii.gz", some_image(number + len(case)))
+        save(tmp_path / case / f"{label}.nii.gz", some_label())
+        save(tmp_path / case / f"{other}.nii.gz", (some_label() > 0).astype(np.uint8))
+    folder = find_cases(tmp_path)
+    assert (folder.layout, folder.channels, folder.label_column) == ("case folders", ("flair", "t1c"), label)
+
+
+def test_channels_of_other_names_are_asked_for_and_label_maps_are_never_images(tmp_path):
+    for channel in ("Flair_z", "T1c_z"):
+        save(tmp_path / "p1" / f"{channel}.nii.gz", some_image(len(channel)))
+    save(tmp_path / "p1" / "OTMultiClass.nii.gz", some_label())
+    for understand in (find_cases, inference_cases):
+        with pytest.raises(InputError, match="no file 'flair' in any .* Flair_z, OTMultiClass, T1c_z; .*--channels"):
+            understand(tmp_path, channels=["flair", "t1c"])
+    with pytest.raises(InputError, match="no file 'flair'"):
+        datalist(tmp_path, "train", channels=["flair", "t1c"])
+    ((item,), failures) = inference_cases(tmp_path, channels=["Flair_z", "T1c_z"])
+    assert (len(item["image"]), failures) == (2, [])
+
+
+def test_a_single_channel_needs_no_name_of_its_own(tmp_path):
+    case_folder(tmp_path, "p1", image="ct", label="seg")
+    ((item,), failures) = inference_cases(tmp_path, channels=["flair"])
+    assert (item["image"].endswith("ct.nii.gz"), failures) == (True, [])
+
+
+def test_an_image_called_as_its_folder_is_the_image(tmp_path):
+    for case in ("p1", "p2", "p3"):
+        save(tmp_path / case / f"{case}.nii.gz", some_image(int(case[1])))
+        save(tmp_path / case / f"{case}_seg.nii.gz", some_label())
+    folder = find_cases(tmp_path)
+    assert [(case.id, case.images[0].name, case.label.name) for case in folder.cases[:1]] == [
+        ("p1", "p1.nii.gz", "p1_seg.nii.gz")
+    ]
+
+
+def test_images_of_folders_a_channel_need_no_labels_where_the_channels_are_named(tmp_path):
+    for channel in ("flair", "t1c"):
+        save(tmp_path / channel / "a.nii.gz", some_image(len(channel)))
+    ((item,), failures) = inference_cases(tmp_path, channels=["flair", "t1c"])
+    assert ([name.split("/")[-2] for name in item["image"]], failures) == (["flair", "t1c"], [])
+    with pytest.raises(InputError, match="no labels"):
+        datalist(tmp_path, "train", channels=["flair", "t1c"])
+    save(tmp_path / "seg" / "a.nii.gz", some_label())
+    with pytest.raises(InputError, match="no folder 't2'; there are flair, t1c"):
+        find_cases(tmp_path, ["flair", "t2"])
+
+
+def test_a_file_that_looks_like_a_label_map_beside_an_image_is_no_case(tmp_path):
+    for case in ("p1", "p2"):
+        case_folder(tmp_path, case, image="ct", label="structures")
+    cases, failures = inference_cases(tmp_path)
+    assert [item["image"].split("/")[-1] for item in cases] == ["ct.nii.gz", "ct.nii.gz"]
+    assert len(failures) == 2
+    assert "3 whole numbers from 0 to 2, beside ct.nii.gz: a label map?" in failures[0]
+    assert {finding.kind for finding in check_folder(find_cases(tmp_path))} == {"label_map"}
+
+
+def test_label_maps_in_the_folder_of_the_images_are_left_out_and_it_is_said(tmp_path, caplog):
+    for case in ("a", "b_seg"):  # an image may be called so
+        save(tmp_path / f"{case}.nii.gz", some_image(len(case)))
+    save(tmp_path / "a_seg.nii.gz", some_label())
+    cases, failures = inference_cases(tmp_path)
+    assert [item["image"].split("/")[-1] for item in cases] == ["a.nii.gz", "b_seg.nii.gz"]
+    assert failures == []
+    assert "files called as label maps (1, such as a_seg.nii.gz) are not taken for images" in caplog.text
 
 
 def test_images_of_case_folders_without_labels_do_not_overwrite_each_other(tmp_path):

@@ -200,9 +200,9 @@ def test_half_of_the_slices_show_a_bright_object(kind, sets):
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(InputError, match="kind 'kidney'.*hippocampus, lesion, lungs, nuclei, organs, tumour"):
+    with pytest.raises(InputError, match="kind must be one of .*hippocampus, lesion, lungs, nuclei.* not 'kidney'"):
         make_phantoms(tmp_path / "set", kind="kidney")
-    with pytest.raises(InputError, match="kind 'kidney'"):
+    with pytest.raises(InputError, match="not 'kidney'"):
         phantom_case(0, 0, "kidney")
     assert not (tmp_path / "set").exists()
 
