@@ -151,7 +151,9 @@ def test_cases_of_an_evaluation_have_seeds_of_their_own_whatever_the_batch_the_o
     moved = seeds_of(*[(label.replace("/data", "/d"), image.replace("/data", "/d")) for label, image in files])
     assert list(moved.values()) == list(seeds.values())
     assert not set(seeds.values()) & set(seeds_of(*files, seed=1).values())
-    assert len(set(seeds_of(("/data/a/mask.png", "/data/a/a.png"), ("/data/b/mask.png", "/data/b/b.png")).values())) == 2
+    assert (
+        len(set(seeds_of(("/data/a/mask.png", "/data/a/a.png"), ("/data/b/mask.png", "/data/b/b.png")).values())) == 2
+    )
 
 
 def test_mistakes_are_told() -> None:
