@@ -46,6 +46,8 @@ def synthesis_requests(
 
     Image i has the seed ``seed`` + i, so it can be made again alone with its map and its seed. ``generate`` makes
     ``num_samples`` images of each label map, or ``num_images`` in all, exactly, going round the maps with new seeds.
+    A map that cannot be used keeps its seeds, unless ``num_images`` has others take its place: those of the others are
+    the same once it is mended.
     ``remove_classes`` makes a series of each label map with one seed: all classes, each one missing, and one after
     another missing. ``translate`` and ``interpolate`` start from the real image of a label map.
 
@@ -76,17 +78,17 @@ def synthesis_requests(
     with_source = mode in ("translate", "interpolate")
     cases, failures = _usable_cases(folder, labels, section, with_source, num_channels, spatial_dims)
     if mode == "remove_classes":
-        chosen = cases if num_images is None else cases[:num_images]
-        return [item for number, case in enumerate(chosen) for item in _series(case, labels, seed + number)], failures
+        chosen = [*cases.items()][:num_images]
+        return [item for place, case in chosen for item in _series(case, labels, seed + place)], failures
     total = len(cases) * num_samples if num_images is None else num_images
     each = max(-(-total // len(cases)), 1)
     width = max(len(str(each)), 2)
     # map by map where every one has its images, round and round where the number in all decides
-    order = [(case, n) for case in cases for n in range(each)]
+    order = [(place * each + n, case, n) for place, case in cases.items() for n in range(each)]
     if num_images is not None:
-        order = [(cases[i % len(cases)], i // len(cases)) for i in range(total)]
-    requests = [_request(case, seed + i, dropped, f"_{n + 1:0{width}d}") for i, (case, n) in enumerate(order)]
-    return requests, failures
+        used = [*cases.values()]
+        order = [(i, used[i % len(used)], i // len(used)) for i in range(total)]
+    return [_request(case, seed + i, dropped, f"_{n + 1:0{width}d}") for i, case, n in order], failures
 
 
 def dropped_names(drop_classes: Sequence[str | int] | str, labels: Mapping[str, int]) -> list[str]:
@@ -219,7 +221,8 @@ def _usable_cases(
     with_source: bool,
     num_channels: int,
     spatial_dims: int | None,
-) -> tuple[list[Case], list[str]]:
+) -> tuple[dict[int, Case], list[str]]:
+    """Return the usable cases, each by its place among all, and a line for each other one."""
     if folder.labelled:
         cases = [case for case in folder.cases if case.label is not None]
         cases = [case if with_source else Case(case.id, (), case.label) for case in cases]
@@ -240,7 +243,7 @@ def _usable_cases(
     spatial_dims = spatial_dims or usual_spatial_dims([Case(case.id, (case.label,)) for case in cases])
     stripped = CaseFolder(folder.root, folder.layout, folder.channels, dict(labels), cases)
     bad = errors_by_case(check_cases(stripped, cases, labels, num_channels, spatial_dims=spatial_dims), folder.root)
-    good, failures = [case for case in cases if case.id not in bad], list(bad.values())
+    good, failures = {place: case for place, case in enumerate(cases) if case.id not in bad}, list(bad.values())
     if not good:
         raise InputError(f"{folder.root}: no usable label map of {len(cases)}: {failures[0]}")
     return good, failures

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.engines import PrepareBatch
 from monai.networks.schedulers.scheduler import Scheduler
+from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from shared_components.diffusion.mask_encoding import MaskEncoding, delete_classes, draw_ablation
@@ -127,11 +130,15 @@ class SynthesisPrepareBatch(PrepareBatch):
 
     MONAI's evaluators call the first ``image`` and the second ``label``, whatever they are called in the batch.
 
+    A case without an own ``seed`` gets one that follows from ``seed`` and its name, which is that of the files of its
+    label map and its target: cases that shared a noise would look more alike than what is generated for use. It
+    depends on neither the folder, the order, the batch nor which other cases there are.
+
     Args:
         map_key: of the label maps.
         target_key: of the real images, or of whatever else is to be kept as ``label``; it may be missing.
         source_key: of the real images to start from, if there are some.
-        seed: of items without an own ``seed`` in the batch.
+        seed: of the run; of an item itself that has neither an own ``seed`` nor the name of a file.
     """
 
     def __init__(
@@ -145,7 +152,20 @@ class SynthesisPrepareBatch(PrepareBatch):
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], dict[str, Any]]:
         """Return label maps (B, A, *spatial), targets, arguments (seeds (B,)[, sources (B, C, *spatial)])."""
         label = batchdata[self.map_key].to(device, non_blocking=non_blocking)
-        seeds = torch.as_tensor(batchdata.get("seed", torch.full((len(label),), self.seed))).to(device)
+        given = batchdata.get("seed")
+        seeds = torch.as_tensor(self._seeds(batchdata, len(label)) if given is None else given).to(device)
         others = [batchdata.get(key) for key in (self.target_key, self.source_key)]
         target, source = (None if item is None else item.to(device, non_blocking=non_blocking) for item in others)
         return label, target, (seeds,) if source is None else (seeds, source), {}
+
+    def _seeds(self, batchdata: Mapping[str, Any], count: int) -> list[int]:
+        files = [_file_names(batchdata.get(key), count) for key in (self.map_key, self.target_key)]
+        names = ["/".join(filter(None, pair)) for pair in zip(*files)]
+        return [zlib.crc32(f"{self.seed}/{name}".encode()) % 2**31 if name else self.seed for name in names]
+
+
+def _file_names(item: Any, count: int) -> Sequence[str]:
+    """Return the names, without folders, of the files that a batch was read from; '' of those without."""
+    names = getattr(item, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "")
+    names = [names] * count if isinstance(names, (str, os.PathLike)) else names
+    return [os.path.basename(os.fspath(name)) for name in names]

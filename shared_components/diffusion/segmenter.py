@@ -263,31 +263,38 @@ class DiffusionSegmenter(nn.Module):
     ) -> Tensor:
         """Class probabilities (M, N, C, H, W) of the members in the window (top, left, H, W) of N padded slices."""
         count = condition.shape[0]
-        seen = [condition]
-        if self.mirror_members:
-            for axis in self.mirror_axes:
-                seen = seen + [view.flip(axis + 2) for view in seen]
-        seen = seen[: members.shape[0]]
-        features = [self.denoiser.encode_condition(view) for view in seen]
+        num_views = min(members.shape[0], (1 << len(self.mirror_axes)) if self.mirror_members else 1)
         at_once = max(1, images_per_call(self.max_batch_size, condition) // count)
+        # of members that go one by one, those of a view follow each other: only its features are in memory then
+        views_at_once, step = (num_views, at_once) if at_once > 1 else (1, num_views)
         top, left, height, width = window
-        parts: List[Tensor] = []
-        for first in range(0, members.shape[0], at_once):
-            member = members[first : first + at_once]
-            mirrored = (member // stride) % len(seen)
-            sampled = self._reverse_process(
-                _chosen([[view] for view in seen], 0, mirrored),
-                [_chosen(features, part, mirrored) for part in range(len(features[0]))],
-                member.repeat_interleave(count),
-                position.repeat(member.shape[0]),
-            )
-            # view v of ``seen`` is mirrored along the i-th axis where bit i of v is set
-            for index, axis in enumerate(self.mirror_axes):
-                is_mirrored = (mirrored // 2**index % 2 == 1).repeat_interleave(count).reshape(-1, 1, 1, 1)
-                sampled = torch.where(is_mirrored, sampled.flip(axis + 2), sampled)
-            sampled = sampled[:, :, top : top + height, left : left + width]
-            parts.append(self._decode(sampled).unflatten(0, [member.shape[0], count]))
+        parts = [condition] * -(-members.shape[0] // at_once)
+        for view in range(0, num_views, views_at_once):
+            seen = [self._mirrored(condition, number) for number in range(view, view + views_at_once)]
+            features = [self.denoiser.encode_condition(item) for item in seen]
+            for first in range(view, members.shape[0], step):
+                member = members[first : first + at_once]
+                mirrored = (member // stride) % num_views
+                sampled = self._reverse_process(
+                    _chosen([[item] for item in seen], 0, mirrored - view),
+                    [_chosen(features, part, mirrored - view) for part in range(len(features[0]))],
+                    member.repeat_interleave(count),
+                    position.repeat(member.shape[0]),
+                )
+                for index, axis in enumerate(self.mirror_axes):
+                    is_mirrored = (mirrored // 2**index % 2 == 1).repeat_interleave(count).reshape(-1, 1, 1, 1)
+                    sampled = torch.where(is_mirrored, sampled.flip(axis + 2), sampled)
+                sampled = sampled[:, :, top : top + height, left : left + width]
+                parts[first // at_once] = self._decode(sampled).unflatten(0, [member.shape[0], count])
+            features.clear()  # before those of the next view are there
         return torch.cat(parts)
+
+    def _mirrored(self, condition: Tensor, view: int) -> Tensor:
+        """View ``view`` of slices: mirrored along the i-th axis where bit i is set."""
+        for index, axis in enumerate(self.mirror_axes):
+            if (view >> index) % 2 == 1:
+                condition = condition.flip(axis + 2)
+        return condition
 
     def _decode(self, sampled: Tensor) -> Tensor:
         if self.fusion is None:

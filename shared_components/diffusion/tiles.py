@@ -1,13 +1,15 @@
 """A denoiser for images larger than what it was trained on: tile by tile in every reverse step, without seams."""
 
 import math
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from shared_components.diffusion.slices import images_per_call
 from shared_components.errors import InputError
+
+FEATURE_BYTES = 2**29  # what 16 channels take in single precision for a picture of 2048 x 2048, in tiles of 256
 
 
 class TiledDenoiser(nn.Module):
@@ -24,12 +26,21 @@ class TiledDenoiser(nn.Module):
         tile_size: height and width of a tile, a multiple of the denoiser's ``downsampling``.
         overlap: least share of a tile that it has in common with the next, 0 to below 1.
         max_batch_size: most tiles in one call of the denoiser; bounds the memory (`images_per_call`).
+        feature_bytes: most that the condition's features of all tiles may take to be kept for all reverse steps; those
+            of larger images are computed anew in every step.
 
     Raises:
         InputError: a tile size or an overlap that does not fit.
     """
 
-    def __init__(self, denoiser: nn.Module, tile_size: int, overlap: float = 0.25, max_batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        tile_size: int,
+        overlap: float = 0.25,
+        max_batch_size: int = 16,
+        feature_bytes: int = FEATURE_BYTES,
+    ) -> None:
         super().__init__()
         if tile_size < 1 or tile_size % denoiser.downsampling:
             raise InputError(f"tile_size must be a multiple of {denoiser.downsampling}, not {tile_size}")
@@ -39,6 +50,7 @@ class TiledDenoiser(nn.Module):
         self.tile_size = tile_size
         self.overlap = overlap
         self.max_batch_size = max_batch_size
+        self.feature_bytes = feature_bytes
         self.in_channels: int = denoiser.in_channels
         self.latent_dim: int = denoiser.latent_dim
         self.downsampling: int = denoiser.downsampling
@@ -47,19 +59,29 @@ class TiledDenoiser(nn.Module):
 
     @torch.jit.export
     def encode_condition(self, condition: Tensor) -> List[Tensor]:
-        """Return the denoiser's features of the condition (B, K, H, W); (B, tiles, ...) if it is large."""
+        """Return the denoiser's features of the condition (B, K, H, W); (B, tiles, ...) if it is large.
+
+        Nothing where they would be more than ``feature_bytes`` together: `forward` then computes those of each tile
+        when it comes to it, in every step anew.
+        """
         if not self._is_large(condition):
             return self.denoiser.encode_condition(condition)
-        tiles = self._split(condition)
-        per_call = images_per_call(self.max_batch_size, tiles)
-        parts: List[List[Tensor]] = []
-        for first in range(0, tiles.shape[0], per_call):
-            parts.append(self.denoiser.encode_condition(tiles[first : first + per_call]))
+        count, per_call = self._calls(condition)
         features: List[Tensor] = []
-        for index in range(len(parts[0])):
-            joined = torch.cat([part[index] for part in parts])
-            features.append(joined.unflatten(0, [-1, condition.shape[0]]).transpose(0, 1))
-        return features
+        for first in range(0, count, per_call):
+            last = min(first + per_call, count)
+            part = self.denoiser.encode_condition(self._cut(condition, first, last))
+            if first == 0:
+                needed = 0
+                for item in part:
+                    needed += item.element_size() * (item.numel() // item.shape[0]) * count
+                if needed > self.feature_bytes:
+                    return features
+                for item in part:
+                    features.append(item.new_empty([count] + list(item.shape[1:])))
+            for index, item in enumerate(part):
+                features[index][first:last] = item
+        return [joined.unflatten(0, [-1, condition.shape[0]]).transpose(0, 1) for joined in features]
 
     def forward(
         self,
@@ -71,31 +93,32 @@ class TiledDenoiser(nn.Module):
     ) -> Tensor:
         """Return what the denoiser returns, (B, N, H, W), for ``noisy`` (B, C, H, W) and ``condition`` (B, K, H, W).
 
-        All tiles of an image share its latent code (B, Z).
+        All tiles of an image share its latent code (B, Z). Tiles are cut out and blended call by call, so that the
+        memory beside the result and the features is that of one call.
         """
         if not self._is_large(noisy):
             return self.denoiser(noisy, timesteps, condition, latent, condition_features)
-        if condition_features is None:
-            condition_features = self.encode_condition(condition)
-        features = [part.transpose(0, 1).flatten(0, 1) for part in condition_features]
-        inputs, conditions = self._split(noisy), self._split(condition)
-        count = inputs.shape[0] // noisy.shape[0]
-        timesteps = timesteps.repeat(count)
-        latents = latent.repeat(count, 1) if latent is not None else latent
-        per_call = images_per_call(self.max_batch_size, inputs)
-        outputs: List[Tensor] = []
-        for first in range(0, inputs.shape[0], per_call):
-            last = first + per_call
-            outputs.append(
-                self.denoiser(
-                    inputs[first:last],
-                    timesteps[first:last],
-                    conditions[first:last],
-                    latents[first:last] if latents is not None else latents,
-                    [part[first:last] for part in features],
-                ).float()
-            )
-        return self._blend(torch.cat(outputs), noisy.shape[2], noisy.shape[3])
+        count, per_call = self._calls(noisy)
+        total, weights = torch.zeros(0), torch.zeros(0)
+        for first in range(0, count, per_call):
+            last = min(first + per_call, count)
+            index = torch.arange(first, last, device=noisy.device)
+            image, tile = index % noisy.shape[0], index // noisy.shape[0]
+            features: Optional[List[Tensor]] = None
+            if condition_features is not None and len(condition_features) > 0:
+                features = [part[image, tile] for part in condition_features]
+            output = self.denoiser(
+                self._cut(noisy, first, last),
+                timesteps[image],
+                self._cut(condition, first, last),
+                latent[image] if latent is not None else latent,
+                features,
+            ).float()
+            if first == 0:
+                total = output.new_zeros([noisy.shape[0], output.shape[1], noisy.shape[2], noisy.shape[3]])
+                weights = output.new_zeros([noisy.shape[0], 1, noisy.shape[2], noisy.shape[3]])
+            self._blend(total, weights, output, first)
+        return total / weights
 
     def _is_large(self, image: Tensor) -> bool:
         return image.shape[2] > self.tile_size or image.shape[3] > self.tile_size
@@ -108,29 +131,34 @@ class TiledDenoiser(nn.Module):
         count = int(math.ceil(rest / (self.tile_size * (1 - self.overlap))))
         return [int(round(rest * index / count)) for index in range(count + 1)]
 
-    def _split(self, image: Tensor) -> Tensor:
-        """Tiles (tiles * B, C, h, w) of (B, C, H, W), all images' first tile first."""
+    def _calls(self, image: Tensor) -> Tuple[int, int]:
+        """The number of tiles of (B, C, H, W), all images' first tile first, and how many go into one call."""
+        count = image.shape[0] * len(self._starts(image.shape[2])) * len(self._starts(image.shape[3]))
+        return count, images_per_call(self.max_batch_size, image[:, :, : self.tile_size, : self.tile_size])
+
+    def _place(self, image: Tensor, number: int) -> Tuple[int, int, int]:
+        """Image, first row and first column of a tile of (B, C, H, W)."""
+        rows, columns = self._starts(image.shape[2]), self._starts(image.shape[3])
+        tile = number // image.shape[0]
+        return number % image.shape[0], rows[tile // len(columns)], columns[tile % len(columns)]
+
+    def _cut(self, image: Tensor, first: int, last: int) -> Tensor:
+        """Tiles ``first`` to ``last`` - 1 of (B, C, H, W), as (tiles, C, h, w)."""
         size = self.tile_size
         tiles: List[Tensor] = []
-        for row in self._starts(image.shape[2]):
-            for column in self._starts(image.shape[3]):
-                tiles.append(image[:, :, row : row + size, column : column + size])
+        for number in range(first, last):
+            which, row, column = self._place(image, number)
+            tiles.append(image[which : which + 1, :, row : row + size, column : column + size])
         return torch.cat(tiles)
 
-    def _blend(self, tiles: Tensor, height: int, width: int) -> Tensor:
-        rows, columns = self._starts(height), self._starts(width)
-        tiles = tiles.unflatten(0, [len(rows) * len(columns), -1])
-        weight = _falling(tiles.shape[3], tiles.device).unsqueeze(1) * _falling(tiles.shape[4], tiles.device)
-        total = torch.zeros([tiles.shape[1], tiles.shape[2], height, width], device=tiles.device)
-        weights = torch.zeros([height, width], device=tiles.device)
-        index = 0
-        for row in rows:
-            for column in columns:
-                bottom, right = row + tiles.shape[3], column + tiles.shape[4]
-                total[:, :, row:bottom, column:right] += weight * tiles[index]
-                weights[row:bottom, column:right] += weight
-                index += 1
-        return total / weights
+    def _blend(self, total: Tensor, weights: Tensor, tiles: Tensor, first: int) -> None:
+        """Add tiles (tiles, N, h, w), the first of which is number ``first``, to (B, N, H, W), and their weights."""
+        height, width = tiles.shape[2], tiles.shape[3]
+        weight = _falling(height, tiles.device).unsqueeze(1) * _falling(width, tiles.device)
+        for index in range(tiles.shape[0]):
+            which, row, column = self._place(total, first + index)
+            total[which, :, row : row + height, column : column + width] += weight * tiles[index]
+            weights[which, :, row : row + height, column : column + width] += weight
 
 
 def _falling(size: int, device: torch.device) -> Tensor:

@@ -40,7 +40,8 @@ class MONAIDenoiser(nn.Module):
         calibrated: false.
 
     Raises:
-        InputError: as many ``attention_levels`` as ``channels`` are expected; a width that the groups do not divide.
+        InputError: as many ``attention_levels`` as ``channels`` are expected; a width that the
+            groups, or with attention the heads, do not divide.
     """
 
     def __init__(
@@ -63,6 +64,12 @@ class MONAIDenoiser(nn.Module):
             raise InputError(f"attention_levels has {len(attention_levels)} entries, channels has {len(channels)}")
         if any(width % norm_num_groups for width in channels):
             raise InputError(f"channels {list(channels)}: each must be a multiple of norm_num_groups {norm_num_groups}")
+        attending = {width for width, attends in zip(channels, [*attention_levels[:-1], True]) if attends}
+        if any(width % num_head_channels for width in attending):
+            raise InputError(
+                f"channels {list(channels)}: the last, and each with attention, must be a multiple of "
+                f"num_head_channels {num_head_channels}"
+            )
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
             in_channels=in_channels + condition_channels,

@@ -40,7 +40,11 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4) -> np.ndarray:
     Returns:
         (height, width, 3) uint8.
     """
-    drawn = [_draw(tile) for tile in tiles]
+    return sheet_of([draw_tile(tile) for tile in tiles], columns)
+
+
+def sheet_of(drawn: Sequence[Image.Image], columns: int = 4) -> np.ndarray:
+    """Put pictures of `draw_tile` in rows of so many ``columns``, as (height, width, 3) uint8."""
     columns = max(1, min(columns, len(drawn)))
     width = max((picture.width for picture in drawn), default=TILE)
     height = max((picture.height for picture in drawn), default=TILE)
@@ -52,7 +56,8 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def _draw(tile: Tile) -> Image.Image:
+def draw_tile(tile: Tile) -> Image.Image:
+    """Draw one image of a sheet."""
     spatial = tile.label.ndim if tile.label is not None else tile.image.ndim - (tile.image.ndim > 3)
     label = tile.label if tile.label is not None else np.zeros(tile.image.shape[-spatial:], np.uint8)
     image = displayed(np.asarray(tile.image), spatial, None)

@@ -27,11 +27,12 @@ def unfinished_cases(
 ) -> tuple[list[Item], list[str]]:
     """Return the cases of an inference without those that an earlier run in the same folder has finished.
 
-    Cases that failed are tried again. Where all are finished and only the report is missing, the last is done once
-    more.
+    Cases that failed are tried again, and those whose files are gone. Where all are finished and only the report is
+    missing, the last is done once more.
 
     Args:
-        cases: the items, and a line for each case that was left out (`shared_components.data.inference_cases`).
+        cases: the items, and a line for each case that was left out (`shared_components.data.inference_cases`), or
+            requests for images (`shared_components.data.synthesis.synthesis_requests`).
         output_dir: of both runs.
         resume: whether to go on; all cases are returned if not.
 
@@ -46,16 +47,23 @@ def unfinished_cases(
             f"output_dir {output_dir}: no inference was interrupted here, nothing to resume; leave --resume out, "
             "or name the folder of the interrupted one"
         )
-    finished = {record["image"] for record in InferenceLedger(output_dir).records()}
+    finished = {record["image"] for record in InferenceLedger(output_dir).finished()}
     left = [item for item in items if image_key(item) not in finished]
     logger.info("going on: %d of %d cases are finished", len(items) - len(left), len(items))
     return left or items[-1:], left_out
 
 
 def image_key(item: Item) -> str:
-    """Return what names a case in the ledger: the paths of its image."""
+    """Return what names a case in the ledger: the paths of its image; of an image to generate, what it is made of."""
     image = item["image"]
-    return json.dumps([str(path) for path in (image if isinstance(image, (list, tuple)) else [image])])
+    requested = [item[name] for name in ("name", "seed", "dropped") if name in item]
+    return json.dumps([str(path) for path in (image if isinstance(image, (list, tuple)) else [image])] + requested)
+
+
+def item_of(engine: Engine) -> Item | None:
+    """Return the entry of an evaluator's data set that it is at; ``None`` where it has none."""
+    data = getattr(getattr(getattr(engine, "data_loader", None), "dataset", None), "data", None)
+    return data[engine.state.iteration - 1] if data else None
 
 
 class InferenceLedger:
@@ -75,8 +83,13 @@ class InferenceLedger:
         records = {line["image"]: line for line in self._lines() if "image" in line}
         return list(records.values())
 
+    def finished(self) -> list[dict[str, Any]]:
+        """Return the `records` but those that name ``files``, relative to the folder, of which one is gone."""
+        folder = self.path.parent
+        return [kept for kept in self.records() if all((folder / name).is_file() for name in kept.get("files", ()))]
+
     def open(self, engine: Engine, resume: bool, settings: Mapping[str, Any]) -> None:
-        """Begin a ledger, or go on with the one that is there.
+        """Begin a ledger, or go on with the one that is there; ``engine.finished_earlier`` says how many it has.
 
         Args:
             engine: the evaluator, after its weights have been loaded.
@@ -100,6 +113,7 @@ class InferenceLedger:
                 f"{self.path.parent}: its cases were made with other weights or settings ({difference}); resume with "
                 "those, or choose another output_dir"
             )
+        engine.finished_earlier = len(self.finished())
 
     def add(self, item: Item, record: Mapping[str, Any]) -> None:
         """Keep what a finished case gave."""

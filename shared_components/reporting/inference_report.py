@@ -27,7 +27,7 @@ from shared_components.reporting.files import (
     unique_name,
     write_atomically,
 )
-from shared_components.reporting.inference_ledger import InferenceLedger, image_key
+from shared_components.reporting.inference_ledger import InferenceLedger, image_key, item_of
 from shared_components.reporting.metrics import spacing_of, summarise, write_table
 from shared_components.reporting.page import page, section
 from shared_components.reporting.report import (
@@ -125,7 +125,7 @@ class InferenceReportHandler:
         """Take note of the cases of one iteration."""
         seconds = self._case.value() / max(len(engine.state.output), 1)
         for case in engine.state.output:
-            item = _item_of(engine)
+            item = item_of(engine)
             self._rows.pop(self._earlier.get(image_key(item)) if item else None, None)  # done once more
             file = case_file(case.get("label"), *case.values())
             number = sum(other == file for other, _ in self._rows)
@@ -231,12 +231,6 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
         }
         charts += [strip_chart(groups, label)] if groups else []
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def _item_of(engine: Engine) -> Mapping[str, Any] | None:
-    """The entry of the evaluator's data set that it is at; ``None`` where it has none."""
-    data = getattr(getattr(getattr(engine, "data_loader", None), "dataset", None), "data", None)
-    return data[engine.state.iteration - 1] if data else None
 
 
 def _certainty(row: Mapping[str, Any]) -> float:

@@ -18,12 +18,13 @@ from ignite.handlers import Timer
 from monai.metrics import DiceMetric, FIDMetric, MMDMetric, MultiScaleSSIMMetric
 from monai.networks.utils import one_hot
 from monai.utils import convert_to_tensor
+from PIL import Image
 from torch import Tensor
 
 from shared_components.errors import InputError
 from shared_components.reporting.charts import strip_chart
 from shared_components.reporting.files import case_file, case_name, claim_outputs, foreground_names, write_atomically
-from shared_components.reporting.grids import Tile, contact_sheet
+from shared_components.reporting.grids import Tile, contact_sheet, draw_tile, sheet_of
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
@@ -118,7 +119,7 @@ class SynthesisMetrics:
         self._rows: list[dict[str, Any]] = []
         self._features: dict[str, list[Tensor]] = {"generated": [], "real": []}
         self._pictures: dict[str, list[Tensor]] = {"generated": [], "real": []}
-        self._tiles: list[Tile] = []
+        self._tiles: list[Image.Image] = []
         self._drawn: dict[str, list[Tile]] = {}
         self._timer = Timer()
 
@@ -140,8 +141,9 @@ class SynthesisMetrics:
                 self._pictures[kind].append(shown_slice(image, given).float().cpu())
                 tile = Tile(f"{name}, {kind}", shown_slice(image, given).cpu().numpy(), _shown_label(given))
                 self._drawn.setdefault(name, []).append(tile)
-                if len(self._tiles) < 24:
-                    self._tiles.append(Tile(f"{name}, {kind}", image.cpu().numpy(), given[0].cpu().int().numpy()))
+                if len(self._tiles) < 24:  # drawn at once, since volumes would fill the memory
+                    tile = Tile(f"{name}, {kind}", image.cpu().numpy(), given[0].cpu().int().numpy())
+                    self._tiles.append(draw_tile(tile))
             self._rows.append(row)
 
     def _faithfulness(self, kind: str, image: Tensor, given: Tensor) -> dict[str, float]:
@@ -161,7 +163,7 @@ class SynthesisMetrics:
         engine.state.synthesis_summary = summary
         write_table(self.output_dir / "synthesis_per_case.csv", self._rows)
         write_table(self.output_dir / "synthesis_summary.csv", summary)
-        sheet = encode_png(contact_sheet(self._tiles))
+        sheet = encode_png(sheet_of(self._tiles))
         write_atomically(self.output_dir / "synthesis_grid.png", sheet)
         seconds = {"seconds in all": round(self._timer.value(), 1)}
         settings = {**self.settings, "feature network": self.feature_name or "none", **weights_and_sampling(engine)}

@@ -16,11 +16,14 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from monai.networks.utils import eval_mode
+from monai.transforms import LoadImage
 from monai.utils import convert_to_numpy, convert_to_tensor
+from PIL import Image
 from torch import Tensor
 
 from shared_components.reporting.files import claim_outputs, file_of, is_picture, write_atomically
-from shared_components.reporting.grids import Tile, contact_sheet
+from shared_components.reporting.grids import Tile, contact_sheet, draw_tile, sheet_of
+from shared_components.reporting.inference_ledger import InferenceLedger, image_key, item_of
 from shared_components.reporting.metrics import write_table
 from shared_components.reporting.overlays import encode_png
 from shared_components.reporting.page import page, section
@@ -51,6 +54,8 @@ class SyntheticSet:
     ``previews/grid_01.png``, ... with every image beside its label map, or for a series of deleted classes
     ``previews/<case>.png``; and ``report.html`` with the sheets, the table and how the run was made.
 
+    Of an evaluator's handlers it stands after the one that loads the weights, which a run that goes on compares.
+
     Args:
         output_dir: where everything goes; made when the run starts.
         label_names: name to value of the classes.
@@ -61,6 +66,9 @@ class SyntheticSet:
         previews: how many images are drawn, at most; 0 for none.
         overwrite: whether an earlier set may be replaced; what it lists and this one does not is removed at the end.
         left_out: a line for each label map that was left out before the run, or a function that tells.
+        requests: all that the set consists of, in its order, where a run may make only some (``resume``).
+        settings: what else the images depend on; stated, and compared where a run goes on.
+        resume: go on with the `InferenceLedger` of an earlier run, whose images stay in the set.
     """
 
     def __init__(
@@ -74,15 +82,22 @@ class SyntheticSet:
         previews: int = 400,
         overwrite: bool = False,
         left_out: Sequence[str] | Callable[[], Sequence[str]] = (),
+        requests: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ) -> None:
         self.left_out = left_out
         self.output_dir = Path(output_dir)
+        self.settings, self.resume = dict(settings or {}), resume
+        self._order = {image_key(request): place for place, request in enumerate(requests)}
+        self._ledger = InferenceLedger(output_dir)
         self.label_names = dict(label_names)
         self.modality, self.description = modality, description
         self.options = dict(options or {})
         self.as_series, self.previews, self.overwrite = as_series, previews, overwrite
-        self._rows: list[dict[str, Any]] = []
-        self._tiles: dict[str, list[Tile]] = {}
+        self._made: dict[str, dict[str, Any]] = {}
+        self._drawn: dict[str, Image.Image] = {}
+        self._count = 0
         self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
@@ -96,45 +111,69 @@ class SyntheticSet:
         claim_outputs(self.output_dir, claims, self.overwrite)
         self.overwrite = True
         self._earlier = _files_of_set(self.output_dir)
-        self._rows, self._tiles = [], {}
+        self._made, self._drawn, self._count = {}, {}, 0
         self._timer.reset()
+        settings = {"labels": self.label_names, **self.settings, **self.options}
+        self._ledger.open(engine, self.resume, settings)
+        if self.resume:
+            self._earlier |= {name for record in self._ledger.records() for name in record["files"]}
+            kept = {record["image"]: record for record in self._ledger.finished()}
+            self._made = {key: record for key, record in kept.items() if key in self._order}
 
     def __call__(self, engine: Engine) -> None:
         """Take note of the images of one iteration."""
         for request, case in zip(engine.state.batch, engine.state.output):
             pred, given = case["pred"], case["label"]
             file = f"{request['name']}{'.png' if is_picture(pred) else '.nii.gz'}"
-            self._rows.append(
-                {
-                    "image": f"imagesTr/{file}",
-                    "label": f"labelsTr/{file}",
-                    "label_map": file_of(case["image"]),
-                    "source": file_of(case.get("source", request.get("source"))),
-                    "seed": int(request["seed"]),
-                    "dropped": request["dropped"],
-                    **self.options,
-                }
-            )
-            if len(self._rows) <= self.previews:
-                title = (request["dropped"] and f"without {request['dropped']}") or "complete"
-                title = title if self.as_series else request["name"]
-                sheet = request["series"] if self.as_series else f"grid_{(len(self._rows) - 1) // _PER_SHEET + 1:02d}"
-                tile = Tile(title, convert_to_numpy(pred), convert_to_numpy(given)[0].round().astype(np.int32))
-                self._tiles.setdefault(sheet, []).append(tile)
+            row = {
+                "image": f"imagesTr/{file}",
+                "label": f"labelsTr/{file}",
+                "label_map": file_of(case["image"]),
+                "source": file_of(case.get("source", request.get("source"))),
+                "seed": int(request["seed"]),
+                "dropped": request["dropped"],
+                **self.options,
+            }
+            title = (request["dropped"] and f"without {request['dropped']}") or "complete"
+            title = title if self.as_series else request["name"]
+            record = {"row": row, "files": [row["image"], row["label"]], "title": title, "series": request["series"]}
+            item, self._count = item_of(engine), self._count + 1
+            self._made[image_key(item) if item else request["name"]] = record
+            if len(self._drawn) < self.previews:  # drawn at once, since volumes would fill the memory
+                self._drawn[row["image"]] = draw_tile(Tile(title, convert_to_numpy(pred), _labels(given)))
+            if item:
+                self._ledger.add(item, record)
 
     def _finish(self, engine: Engine) -> None:
+        self._records = [self._made[key] for key in sorted(self._made, key=lambda key: self._order.get(key, 0))]
+        self._rows = [record["row"] for record in self._records]
         (self.output_dir / "previews").mkdir(exist_ok=True)
         sheets = []
-        for name, tiles in self._tiles.items():
-            sheet = encode_png(contact_sheet(tiles, columns=len(tiles) if self.as_series else 4))
+        for name, tiles in self._sheets().items():
+            sheet = encode_png(sheet_of(tiles, columns=len(tiles) if self.as_series else 4))
             write_atomically(self.output_dir / "previews" / f"{name}.png", sheet)
             sheets.append(Picture("Each image beside its label map", name, sheet))
-        self._remove_earlier(set(self._tiles))
+        self._remove_earlier({picture.case for picture in sheets})
         write_table(self.output_dir / "synthesis.csv", self._rows)
         content = json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.output_dir / "dataset.json", content)
         write_atomically(self.output_dir / "report.html", self._page(engine, sheets[:_SHEETS_ON_PAGE]))
+        if not failures_of(engine, self.left_out):
+            self._ledger.close()
         logger.info("%s: %d images with their label maps", self.output_dir, len(self._rows))
+
+    def _sheets(self) -> dict[str, list[Image.Image]]:
+        """Return the pictures of every sheet; those of an earlier run's images are drawn from its files."""
+        sheets: dict[str, list[Image.Image]] = {}
+        for place, record in enumerate(self._records[: self.previews]):
+            name = record["series"] if self.as_series else f"grid_{place // _PER_SHEET + 1:02d}"
+            sheets.setdefault(name, []).append(self._drawn.get(record["row"]["image"]) or self._drawn_again(record))
+        return sheets
+
+    def _drawn_again(self, record: Mapping[str, Any]) -> Image.Image:
+        load = LoadImage(image_only=True, ensure_channel_first=True)
+        image, label = (load(self.output_dir / name) for name in record["files"])
+        return draw_tile(Tile(record["title"], convert_to_numpy(image), _labels(label)))
 
     def _remove_earlier(self, sheets: set[str]) -> None:
         """Remove what only an earlier set in this folder had: its images would look like this one's."""
@@ -147,8 +186,8 @@ class SyntheticSet:
 
     def _page(self, engine: Engine, sheets: Sequence[Picture]) -> str:
         seconds = round(self._timer.value(), 1)
-        timing = {"seconds in all": seconds, "seconds per image": round(seconds / max(len(self._rows), 1), 2)}
-        stated = {"labels": self.label_names, **self.options, **weights_and_sampling(engine), **timing}
+        timing = {"seconds in all": seconds, "seconds per image": round(seconds / max(self._count, 1), 2)}
+        stated = {"labels": self.label_names, **self.settings, **self.options, **weights_and_sampling(engine), **timing}
         rows = [{"case": Path(row["image"]).name, **row} for row in self._rows]
         body = [
             failed_cases(failures_of(engine, self.left_out)),
@@ -245,9 +284,7 @@ class SynthesisPreview:
             label = _middle(label, self.max_slices)
         seeds = torch.tensor([index], device=self.device)
         image = self.network(label[None].float().to(self.device), seeds)[0]
-        return Tile(
-            f"label map {index + 1}", convert_to_numpy(image), convert_to_numpy(label)[0].round().astype(np.int32)
-        )
+        return Tile(f"label map {index + 1}", convert_to_numpy(image), _labels(label))
 
 
 def _middle(label: Tensor, count: int) -> Tensor:
@@ -255,3 +292,7 @@ def _middle(label: Tensor, count: int) -> Tensor:
     amount = (label > 0).sum(dim=(0, 1, 2))
     first = int((amount.argmax() - count // 2).clamp(0, max(label.shape[3] - count, 0)))
     return label[..., first : first + count]
+
+
+def _labels(label: Tensor) -> np.ndarray:
+    return convert_to_numpy(label)[0].round().astype(np.int32)

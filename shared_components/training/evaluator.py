@@ -29,7 +29,7 @@ class CaseEvaluator(SupervisedEvaluator):
         **options: those of `SupervisedEvaluator`.
 
     Raises:
-        InputError: every case failed.
+        InputError: every case failed, and a run that goes on (``finished_earlier``) has none from before.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -38,6 +38,7 @@ class CaseEvaluator(SupervisedEvaluator):
             dataset.transform = _Guarded(dataset.transform)
         super().__init__(**options)
         self.failures: list[str] = []
+        self.finished_earlier = 0
         self.add_event_handler(Events.STARTED, lambda engine: self.failures.clear())
 
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> Any:
@@ -55,7 +56,7 @@ class CaseEvaluator(SupervisedEvaluator):
         line = text if not file or Path(file).name in text else f"{file}: {text}"
         logger.error("%s", line)
         self.failures.append(line)
-        if len(self.failures) == engine.state.epoch_length:
+        if len(self.failures) == engine.state.epoch_length and not self.finished_earlier:
             raise InputError(f"none of {len(self.failures)} cases could be processed: {self.failures[0]}")
         engine.state.output = []
         return engine.state.output

@@ -96,6 +96,17 @@ def test_pictures(tmp_path: Path) -> None:
     assert request["name"] == "eye_01"
 
 
+def test_a_map_that_cannot_be_used_leaves_the_seeds_of_the_others_as_they_are(maps: Path, tmp_path: Path) -> None:
+    for file in maps.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "map_1.nii.gz").write_bytes(b"torn")
+    for options in ({"num_samples": 2}, {"mode": "remove_classes"}):
+        whole, _ = synthesis_requests(maps, LABELS, **options)
+        some, failures = synthesis_requests(tmp_path, LABELS, **options)
+        expected = {item["name"]: item["seed"] for item in whole if item["series"] != "map_1"}
+        assert len(failures) == 1 and {item["name"]: item["seed"] for item in some} == expected
+
+
 def test_a_blank_map_for_images_without_a_condition(tmp_path: Path) -> None:
     volume = nibabel.load(Path(blank_label_map(tmp_path / "a", [8, 9, 3], [1.0, 2.0, 3.0])) / "blank.nii.gz")
     assert volume.shape == (8, 9, 3) and not volume.get_fdata().any()

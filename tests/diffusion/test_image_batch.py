@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor, list_data_collate
 from monai.networks.schedulers import DDPMScheduler
 
 from shared_components.diffusion.hybrid_loss import DenoisingLoss, HybridLoss
@@ -123,6 +124,38 @@ def test_a_synthesizer_gets_maps_seeds_and_images() -> None:
     assert seeds.tolist() == [5, 6, 7, 8]
     label, target, (seeds, source), _ = SynthesisPrepareBatch(seed=9)({"image": data["label"], "source": data["image"]})
     assert target is None and seeds.tolist() == [9] * 4 and torch.equal(source, data["image"])
+
+
+def seeds_of(*files: tuple[str, str], seed: int = 0, size: int = 1) -> dict[str, int]:
+    """The seed that each case gets, by its label map's file, in batches of ``size``."""
+    found: dict[str, int] = {}
+    for first in range(0, len(files), size):
+        part = files[first : first + size]
+        items = [
+            {
+                "label": MetaTensor(torch.zeros(1, 8, 8), meta={"filename_or_obj": label}),
+                "image": MetaTensor(torch.zeros(1, 8, 8), meta={"filename_or_obj": image}),
+            }
+            for label, image in part
+        ]
+        seeds = SynthesisPrepareBatch("label", "image", seed=seed)(list_data_collate(items))[2][0]
+        found |= dict(zip((label for label, _ in part), seeds.tolist()))
+    return found
+
+
+def test_cases_of_an_evaluation_have_seeds_of_their_own_whatever_the_batch_the_order_and_the_folder() -> None:
+    """One noise for all would make the generated images more alike than those that are generated for use."""
+    files = [(f"/data/labelsTr/case_{n}.nii.gz", f"/data/imagesTr/case_{n}.nii.gz") for n in range(40)]
+    seeds = seeds_of(*files)
+    assert len(set(seeds.values())) == 40 and all(0 <= seed < 2**31 for seed in seeds.values())
+    assert seeds == seeds_of(*reversed(files)) == seeds_of(*files, size=7)
+    assert seeds_of(files[3]) == {files[3][0]: seeds[files[3][0]]}
+    moved = seeds_of(*[(label.replace("/data", "/d"), image.replace("/data", "/d")) for label, image in files])
+    assert list(moved.values()) == list(seeds.values())
+    assert not set(seeds.values()) & set(seeds_of(*files, seed=1).values())
+    assert (
+        len(set(seeds_of(("/data/a/mask.png", "/data/a/a.png"), ("/data/b/mask.png", "/data/b/b.png")).values())) == 2
+    )
 
 
 def test_mistakes_are_told() -> None:

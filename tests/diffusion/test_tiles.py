@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from monai.networks.schedulers import DDPMScheduler
@@ -128,6 +130,62 @@ def test_scripted_equals_eager():
     image = torch.randn(2, 1, 20, 13)
     network = segmenter(8)
     torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=0)
+
+
+class Counting(Blurring):
+    """Keeps how many conditions were encoded, and how many views of features there are at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded: list[int] = []
+        self.alive: set[int] = set()
+        self.most_alive = 0
+
+    def encode_condition(self, condition: Tensor) -> list[Tensor]:
+        self.encoded.append(len(condition))
+        features = condition.repeat(1, 3, 1, 1)
+        self.alive.add(len(self.encoded))
+        weakref.finalize(features, self.alive.discard, len(self.encoded))
+        self.most_alive = max(self.most_alive, len(self.alive))
+        return [features]
+
+    def forward(self, noisy, timesteps, condition, latent=None, condition_features=None):
+        features = self.encode_condition(condition) if condition_features is None else condition_features
+        return torch.tanh(self.conv(torch.cat([noisy, features[0][:, 1:2]], dim=1)))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_features_that_would_be_too_large_are_computed_in_every_step(batch):
+    """Nine tiles of 8 x 8 in three channels take 6912 bytes an image."""
+    torch.manual_seed(0)
+    denoiser = Counting()
+    needed = batch * 9 * 3 * 8 * 8 * 4
+    kept, anew = (TiledDenoiser(denoiser, 8, 0.5, 2, feature_bytes=size) for size in (needed, needed - 1))
+    noisy, condition, timesteps = torch.randn(batch, 2, 16, 16), torch.randn(batch, 1, 16, 16), torch.arange(batch)
+    answers = []
+    for tiled, features_there, encoded_later in ((kept, 1, 0), (anew, 0, batch * 9)):
+        features = tiled.encode_condition(condition)
+        assert len(features) == features_there
+        denoiser.encoded.clear()
+        answers.append(tiled(noisy, timesteps, condition, None, features))
+        assert sum(denoiser.encoded) == encoded_later
+    assert torch.equal(*answers)
+
+
+@torch.no_grad()
+def test_a_large_picture_holds_the_features_of_one_view_at_a_time():
+    """Eight members of four mirrored views, one by one: each view is encoded once and forgotten before the next."""
+    torch.manual_seed(0)
+    denoiser = Counting()
+    options = {"num_samples": 8, "combine": "mean", "mirror_members": True, "mirror_axes": [0, 1]}
+    scheduler = DDPMScheduler(4, schedule="vp_few_step")
+    image = torch.randn(1, 1, 20, 24)
+    alone = DiffusionSegmenter(denoiser, scheduler, max_batch_size=1, **options).eval()(image)
+    assert denoiser.encoded == [1] * 4 and denoiser.most_alive == 1
+    together = DiffusionSegmenter(denoiser, scheduler, max_batch_size=64, **options).eval()(image)
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+    assert (alone - alone.flip(3)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

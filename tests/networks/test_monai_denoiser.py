@@ -102,6 +102,10 @@ def test_mistakes_are_told() -> None:
         MONAIDenoiser(channels=(32, 32), attention_levels=(True,))
     with pytest.raises(InputError, match="multiple of norm_num_groups 32"):
         MONAIDenoiser(channels=(32, 48), attention_levels=(True, False))
+    for channels, attention in (((16, 24), (False, False)), ((24, 16), (True, False))):
+        with pytest.raises(InputError, match="multiple of num_head_channels 16"):
+            MONAIDenoiser(channels=channels, attention_levels=attention, num_head_channels=16, norm_num_groups=8)
+    MONAIDenoiser(channels=(24, 16), attention_levels=(False, False), num_head_channels=16, norm_num_groups=8)
     with pytest.raises(ValueError, match="condition of 1 channels"):
         MONAIDenoiser(1, 1, (8,), 1, (False,), norm_num_groups=8)(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
 

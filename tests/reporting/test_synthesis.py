@@ -7,19 +7,24 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from PIL import Image
 from torch import Tensor
 
 from shared_components.data.layouts.cases import find_cases
+from shared_components.diffusion.image_batch import SynthesisPrepareBatch
+from shared_components.diffusion.inferers import SynthesisInferer
 from shared_components.errors import InputError
+from shared_components.reporting import unfinished_cases
 from shared_components.reporting.grids import Tile, contact_sheet
 from shared_components.reporting.synthesis_metrics import SynthesisMetrics, mean_similarity, nearest_distances
 from shared_components.reporting.synthetic_set import SynthesisPreview, SyntheticSet
+from shared_components.training import CaseEvaluator
 
 LABELS = {"inner": 1, "outer": 2}
 
@@ -96,6 +101,114 @@ def test_a_smaller_set_in_the_place_of_a_larger_one_leaves_none_of_its_images(tm
     assert sorted(file.name for file in (tmp_path / "imagesTr").iterdir()) == ["own.nii.gz", "s0.nii.gz", "s1.nii.gz"]
     assert sorted(file.name for file in (tmp_path / "labelsTr").iterdir()) == ["s0.nii.gz", "s1.nii.gz"]
     assert [file.name for file in (tmp_path / "previews").iterdir()] == ["grid_01.png"]
+
+
+class Painter(torch.nn.Module):
+    """Paints label maps; fails on the seeds that it is told to fail on."""
+
+    def __init__(self, fails_on: dict[int, str] | None = None, guidance_scale: float = 1.0) -> None:
+        super().__init__()
+        self.guidance_scale = guidance_scale
+        self._fails_on, self._seen = fails_on or {}, []
+
+    def forward(self, label: Tensor, seeds: Tensor) -> Tensor:
+        seed = int(seeds)
+        self._seen.append(seed)
+        if seed in self._fails_on:
+            raise KeyboardInterrupt if self._fails_on[seed] == "stop" else ValueError("no such image")
+        return painted(label) + 0.01 * seed
+
+
+WANTED = [
+    {"image": f"/maps/map_{n // 2}.nii.gz", "name": f"m_{n}", "seed": n, "dropped": "", "series": f"map_{n // 2}"}
+    for n in range(5)
+]
+
+
+def generated(folder: Path, network: Painter, resume: bool = False, wanted: list[dict] = WANTED, **options) -> Painter:
+    """Generate as an inference does, into ``folder``."""
+
+    def load(item: dict) -> dict:
+        label = MetaTensor(disc(depth=3), meta={"filename_or_obj": item["image"]})
+        return {**item, "image": label, "label": label}
+
+    def write(case: dict) -> dict:
+        for key, part in (("pred", "imagesTr"), ("label", "labelsTr")):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            values = np.asarray(case[key].as_tensor()[0], np.float32)
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / part / f"m_{network._seen[-1]}.nii.gz")
+        return case
+
+    left, _ = unfinished_cases((wanted, []), folder, resume)
+    evaluator = CaseEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(left, load), batch_size=1),
+        network=network,
+        inferer=SynthesisInferer(),
+        prepare_batch=SynthesisPrepareBatch(),
+        postprocessing=write,
+    )
+    options = {"requests": wanted, "overwrite": resume, "resume": resume, **options}
+    SyntheticSet(folder, LABELS, **options).attach(evaluator)
+    evaluator.run()
+    return network
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything but the page, which has the time, and the name of the folder."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("report.html", ".lock")]
+    return {str(f.relative_to(folder)): f.read_bytes().replace(folder.name.encode(), b"") for f in files}
+
+
+def interrupted(folder: Path, **options) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generated(folder, Painter({3: "stop"}), **options)
+    assert not (folder / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"as_series": True}, {"previews": 4}])
+def test_a_generation_that_was_interrupted_goes_on_to_the_same_set(tmp_path: Path, options: dict) -> None:
+    generated(tmp_path / "whole", Painter(), **options)
+    interrupted(tmp_path / "parts", **options)
+    assert generated(tmp_path / "parts", Painter(), True, **options)._seen == [3, 4]
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole") and len(files_of(tmp_path / "whole")) > 12
+
+
+def test_images_that_failed_or_are_gone_are_made_and_those_of_no_request_are_removed(tmp_path: Path) -> None:
+    generated(tmp_path / "whole", Painter())
+    generated(tmp_path / "parts", Painter({1: "fails"}))
+    (tmp_path / "parts" / "labelsTr" / "m_2.nii.gz").unlink()
+    assert generated(tmp_path / "parts", Painter(), True)._seen == [1, 2]
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    interrupted(tmp_path / "fewer")
+    assert generated(tmp_path / "fewer", Painter(), True, WANTED[1:])._seen == [3, 4]
+    kept = sorted(file.name for file in (tmp_path / "fewer" / "imagesTr").iterdir())
+    assert kept == [f"m_{n}.nii.gz" for n in (1, 2, 3, 4)]
+
+
+def test_a_set_of_which_the_rest_fails_again_is_complete_but_for_that(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generated(tmp_path, Painter({1: "fails", 4: "stop"}))
+    assert generated(tmp_path, Painter({1: "fails", 4: "fails"}), True)._seen == [1, 4]
+    assert json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))["numTraining"] == 3
+    assert generated(tmp_path, Painter(), True)._seen == [1, 4]
+
+
+@pytest.mark.parametrize("change", ["option", "setting", "network"])
+def test_a_set_is_not_gone_on_with_by_other_settings(tmp_path: Path, change: str) -> None:
+    interrupted(tmp_path)
+    network = Painter(guidance_scale=2.0 if change == "network" else 1.0)
+    options = {"settings": {"seed": 4}} if change == "setting" else {}
+    options |= {"options": {"mode": "translate"}} if change == "option" else {}
+    with pytest.raises(InputError, match="other weights or settings"):
+        generated(tmp_path, network, True, **options)
+    assert network._seen == [] and len(list((tmp_path / "imagesTr").iterdir())) == 3
+
+
+def test_volumes_do_not_wait_in_memory_for_the_sheet(tmp_path: Path) -> None:
+    handler = SyntheticSet(tmp_path, LABELS, overwrite=True)
+    run(handler, *requests(tmp_path, 3))
+    assert {type(picture) for picture in handler._drawn.values()} == {Image.Image}
 
 
 def test_a_series_has_a_sheet_of_its_own(tmp_path: Path) -> None:

@@ -95,6 +95,25 @@ def test_exactly_as_many_labelled_volumes_as_asked_for(trained, phantoms, tmp_pa
     assert np.abs(first - second).max() <= 1
 
 
+def test_a_generation_that_left_failures_goes_on_and_keeps_what_it_has(trained, phantoms, tmp_path):
+    maps, out = tmp_path / "maps", tmp_path / "out"
+    maps.mkdir()
+    for number, file in enumerate(sorted((phantoms / "labelsTr").iterdir())[:3]):
+        (maps / f"m{number}.nii.gz").write_bytes(file.read_bytes())
+    whole = (maps / "m1.nii.gz").read_bytes()
+    (maps / "m1.nii.gz").write_bytes(whole[:100])
+    weights, options = trained[1] / "model.pt", {"dataset_dir": maps, "output_dir": out}
+    check_refused(generate(weights, **options), "m1.nii.gz", "1 case could not be processed")
+    before = files_below(out / "imagesTr")
+    (maps / "m1.nii.gz").write_bytes(whole)
+    check_refused(generate(weights, **options, resume=True, seed=3), "seed 0, now 3")
+    generate(weights, **options, resume=True).check_done()
+    assert [row["seed"] for row in table(out / "synthesis.csv")] == ["0", "1", "2"]
+    after = files_below(out / "imagesTr")
+    assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
+    check_refused(generate(weights, **options, resume=True), "nothing to resume")
+
+
 @pytest.mark.parametrize("mode", ["remove_classes", "translate", "interpolate"])
 def test_other_ways_to_generate(trained, phantoms, tmp_path, mode):
     options = {
