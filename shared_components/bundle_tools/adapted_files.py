@@ -21,7 +21,7 @@ from shared_components.data.layouts.cases import CaseFolder
 from shared_components.data.layouts.split import sections
 from shared_components.whole_files import whole_folder
 
-OVERLAYS = ("evaluate", "multi_gpu_train", "plain", "plain_backbone", "attention")
+OVERLAYS = ("evaluate", "fast", "multi_gpu_train", "plain", "plain_backbone", "attention")
 
 
 def write_adapted(

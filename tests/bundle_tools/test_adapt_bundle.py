@@ -117,6 +117,16 @@ def test_a_case_comes_out_of_the_preparation_as_the_plan_says(adapted: Path, vol
         assert abs(float(case["image"][case["image"] > -2].mean())) < 0.5  # the foreground, about standardised
 
 
+def test_fewer_calls_are_an_overlay_here_too(adapted: Path) -> None:
+    usual, fast = (
+        contract.parser(adapted, *names).get_parsed_content("network_def")
+        for names in (("inference",), ("inference", "fast"))
+    )
+    calls = [network.num_samples * network.num_inference_steps for network in (usual, fast)]
+    assert calls[1] < calls[0]
+    assert "`fast.json`" in (adapted / "docs" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_plan_the_fingerprint_and_the_note_on_the_licence_are_saved(adapted: Path) -> None:
     page = (adapted / "docs" / "plan.md").read_text(encoding="utf-8")
     train = read(adapted, "train")
