@@ -15,8 +15,8 @@ from shared_components.data.layouts.split import overlapping, sections
 _KINDS = {"CT": "CT", "MR": "MR", "RGB": "colour", "grey": "grey"}
 _FORMATS = {"CT": "hounsfield", "MR": "magnitude", "RGB": "RGB", "grey": "magnitude"}
 _OVERLAYS = {
-    "fast": "few members and steps, enough for the bundle this one is made from; behind `evaluate.json` it tells what they "
-    "cost here",
+    "fast": "the members and steps that do for the bundle this one is made from; behind `evaluate.json` it tells what "
+    "they cost here",
     "plain": "a plain network on the same data, without diffusion, to compare with",
     "plain_backbone": "the whole diffusion network, trained without diffusion, to compare with",
     "attention": "cDAL's discriminator, whose features weigh the loss",
