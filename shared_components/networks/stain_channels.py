@@ -1,4 +1,4 @@
-"""A denoiser that sees the two stains of H&E histology beside its colours."""
+"""A denoiser that sees the stains of H&E histology in place of its colours."""
 
 from typing import Final, List, Optional
 
@@ -10,19 +10,18 @@ STAINS = 2  # haematoxylin, eosin
 
 
 class StainConditioned(nn.Module):
-    """Give a denoiser, behind the colours of a picture, how much haematoxylin and eosin there is in every pixel.
+    """Show a denoiser how much haematoxylin and eosin there is in every pixel of a picture, and not its colours.
 
     The stains are separated by colour deconvolution (Ruifrok and Johnston 2001, the matrix of
     `skimage.color.rgb2hed`), and each is scaled so that its 1st and 99th percentile over the picture become -1 and 1.
-    So they do not depend on how strongly a slide was stained or how thick it is, which is what differs most between
+    So they do not depend on how strongly a slide was stained or how thick it is, which differs most between
     laboratories: a picture with k times the optical density has the same stains.
 
     Computed here and not in a transform, so that colour changes in training reach them, tiles have those of the whole
     picture, and export and servers need not know of them.
 
     Args:
-        denoiser: with a condition of five channels, and the interface that `DiffusionSegmenter` asks for. It must not
-            look at the condition where it is given the condition's features.
+        denoiser: with a condition of two channels, and the interface that `DiffusionSegmenter` asks for.
     """
 
     num_stains: Final[int] = STAINS
@@ -42,7 +41,7 @@ class StainConditioned(nn.Module):
     @torch.jit.export
     def encode_condition(self, condition: Tensor) -> List[Tensor]:
         """Return the denoiser's features of pictures (B, 3, H, W), red, green and blue in [-1, 1]."""
-        return self.denoiser.encode_condition(torch.cat([condition, self.stains(condition)], dim=1))
+        return self.denoiser.encode_condition(self.stains(condition))
 
     def forward(
         self,
@@ -53,9 +52,7 @@ class StainConditioned(nn.Module):
         condition_features: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """Return the denoiser's output for pictures (B, 3, H, W) in [-1, 1]; the rest is as in the denoiser."""
-        if condition_features is None:
-            condition_features = self.encode_condition(condition)
-        return self.denoiser(noisy, timesteps, condition, latent, condition_features)
+        return self.denoiser(noisy, timesteps, self.stains(condition), latent, condition_features)
 
     @torch.jit.export
     def stains(self, condition: Tensor) -> Tensor:
@@ -77,5 +74,5 @@ class StainConditioned(nn.Module):
 
 
 def stain_conditioned(denoiser: nn.Module, stains: bool) -> nn.Module:
-    """Return the denoiser, or with ``stains`` one that sees them beside the colours."""
+    """Return the denoiser, or with ``stains`` one that sees them in place of the colours."""
     return StainConditioned(denoiser) if stains else denoiser
