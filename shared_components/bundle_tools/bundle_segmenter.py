@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,9 @@ def _config(folder: Path) -> Path:
 
 
 def _parser(folder: Path) -> ConfigParser:
+    """Read the configuration; a bundle that stands alone carries the package that it names in its own folder."""
+    if any(folder.glob("shared_components_*")) and str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))
     parser = ConfigParser()
     parser.read_config(str(_config(folder)))
     parser["bundle_root"] = str(folder)

@@ -107,15 +107,16 @@ def import_checkpoint(
         _load_base(network, Path(base).expanduser(), overlay)
     module.load_state_dict(convert(tensors, module))
     save_atomically(network.state_dict(), target)
+    written = shlex.quote(str(target))
     remark = f"{new} are newly initialised and need fine-tuning; " if unsaved else ""
     others = [name for name in PARTS if name != part and isinstance(getattr(network, name, None), nn.Module)]
     if others and base is None:
-        remark += f"the {' and '.join(others)} as in a new network: import it too, with --base {target}; "
+        remark += f"the {' and '.join(others)} as in a new network: import it too, with --base {written}; "
     configs = f"['{config}','{overlay}']"
     options = "".join(f" --{key} {shlex.quote(str(value))}" for key, value in given.items())
     return (
         f"{target}: {len(tensors)} tensors imported for {overlay.name}; {remark}{_assumed(found)}"
-        f'use it with --config_file "{configs}"{options} --ckpt_path {target}'
+        f'use it with --config_file "{configs}"{options} --ckpt_path {written}'
     )
 
 

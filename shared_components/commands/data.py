@@ -93,10 +93,10 @@ def make_phantoms(output_dir, *, num_cases=24, seed=0, kind="hippocampus"):
 @SetParseFn(integer, "channel", "every")
 @SetParseFn(number, "min_share", "min_body")
 @SetParseFn(numbers, "values", "window")
-@SetParseFn(str, "labels_of")
+@SetParseFn(str, "labels_of", "channels")
 def prepare_slices(
-    dataset_dir, output_dir, *, values=(1,), channel=0, window=None, min_share=0.01, min_body=0.05, every=1,
-    labels_of="slice"
+    dataset_dir, output_dir, *, values=(1,), channel=None, channels=None, window=None, min_share=0.01, min_body=0.05,
+    every=1, labels_of="slice"
 ):  # fmt: skip
     """Write the axial slices of labelled volumes as pictures with image-level labels in a manifest.csv.
 
@@ -105,7 +105,8 @@ def prepare_slices(
             with a label a volume.
         output_dir: Folder to make.
         values: Label values that are the object, such as 1,2,4; merged.
-        channel: Index of the image channel.
+        channel: Index of the image channel. Default: the one that channels names, else the first.
+        channels: Name of the image channel, as dataset.json, a manifest's column or the files have it.
         window: Lowest and highest grey value, such as -160,240 for CT. Default: percentiles of what is not zero.
         min_share: Share of the body from which on the object makes a slice positive; with less it is left out.
         min_body: Share of a slice that must be body.
@@ -115,7 +116,7 @@ def prepare_slices(
     from shared_components.data.slice_folder import prepare_slices as run
 
     wanted = [int(value) for value in values]
-    folder = run(dataset_dir, output_dir, wanted, channel, window, min_share, min_body, every, labels_of)
+    folder = run(dataset_dir, output_dir, wanted, channel, window, min_share, min_body, every, labels_of, channels)
     sys.stdout.write(f"{folder}\n")
 
 

@@ -16,10 +16,14 @@ from monai.transforms import Compose, Orientationd
 from PIL import Image
 from tqdm import tqdm
 
-from shared_components.data.checks.cases import usual_spatial_dims
+from shared_components.data.checks.cases import check_cases, usual_spatial_dims
+from shared_components.data.datalists import note_left_out
 from shared_components.data.formats.files import write_json
 from shared_components.data.image_labels import find_labelled_slices
-from shared_components.data.layouts.cases import Case
+from shared_components.data.layouts.case_folder import describe_some
+from shared_components.data.layouts.cases import Case, CaseFolder
+from shared_components.data.layouts.class_folders import LabelledSlices
+from shared_components.data.layouts.dataset_json import named_channels
 from shared_components.data.layouts.split import sections
 from shared_components.data.loaders import LoadImageChannelsd, LoadLabelMapd
 from shared_components.data.slice_transforms import is_foreground
@@ -38,12 +42,15 @@ def prepare_slices(
     dataset_dir: str | os.PathLike,
     output_dir: str | os.PathLike,
     values: Sequence[int] = (1,),
-    channel: int = 0,
+    channel: int | None = None,
     window: Sequence[float] | None = None,
     min_share: float = 0.01,
     min_body: float = 0.05,
     every: int = 1,
     labels_of: str = "slice",
+    channels: Sequence[str] | None = None,
+    label_column: str | None = None,
+    skip_bad: bool = False,
 ) -> Path:
     """Write the axial slices of labelled volumes as 8-bit pictures, with their labels in ``manifest.csv``.
 
@@ -62,26 +69,31 @@ def prepare_slices(
             (`shared_components.data.image_labels.find_labelled_slices`).
         output_dir: folder to make.
         values: values of the label maps that are the object; several are merged.
-        channel: index of the image channel to take.
+        channel: index of the image channel to take; by default the one that ``channels`` names, the first if it names
+            none.
         window: lowest and highest grey value, for CT such as -160 and 240. ``None`` takes percentiles.
         min_share: see above; of the body's pixels.
         min_body: share of a slice's pixels that must be body: not background, or above the window's lower end.
         every: take every n-th slice.
         labels_of: what a label tells about, one of `LABELS_OF`: the ``slice``, by the label map; or the ``volume``, by
             the manifest, or by whether its label map holds the object anywhere.
+        channels: name of the image channel to take, as ``dataset.json``, a manifest's columns or the files have it; of
+            volumes with one channel any.
+        label_column: the manifest's column of label maps.
+        skip_bad: leave out volumes with errors, with a warning, instead of refusing the folder.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the folder has no labelled volumes, the output holds something else, a number is out of range, or
-            ``labels_of`` is unknown.
+        InputError: the folder has no labelled volumes, a volume has an error and ``skip_bad`` is not set, the output
+            holds something else, a number is out of range, the channel is not there, or ``labels_of`` is unknown.
     """
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if not 0 <= min_share < 1 or not 0 <= min_body < 1 or every < 1:
         raise InputError(f"min_share {min_share}, min_body {min_body}, every {every}: expected shares, and at least 1")
     check_choice("labels_of", labels_of, LABELS_OF)
-    found = find_labelled_slices(dataset_dir)
+    found = _find(dataset_dir, channels, label_column)
     folder, classes = found.folder, found.classes if labels_of == "volume" else {}
     cases = [case for case in folder.cases if case.images and (case.label or case.id in classes)]
     if usual_spatial_dims(folder.cases) != 3:
@@ -92,12 +104,13 @@ def prepare_slices(
         hint = "; --slices#labels_of volume (--labels_of of prepare_slices) takes the label that each volume has"
         raise InputError(text + (hint if found.classes else ""))
     settings = {
-        "source": str(folder.root), "values": list(values), "channel": channel, "min_share": min_share,
-        "min_body": min_body, "window": None if window is None else list(window), "every": every,
-        "labels_of": labels_of,
+        "source": str(folder.root), "values": list(values), "channel": _index(folder, channel, channels),
+        "min_share": min_share, "min_body": min_body, "window": None if window is None else list(window),
+        "every": every, "labels_of": labels_of,
     }  # fmt: skip
     if _is_complete(target, settings):
         return target
+    cases = _usable(folder, cases, skip_bad)
     place = {case: section for section, ids in sections(folder).items() for case in ids}
     with whole_folder(target) as made:
         for name in ("images", "masks"):
@@ -139,16 +152,62 @@ def slice_folder(
     Args:
         dataset_dir: of slices (`find_labelled_slices`) or of volumes (`prepare_slices`).
         output_dir: folder of the run; the slices go into its folder ``slices``.
-        channels, label_column: columns of a manifest, as in `find_labelled_slices`.
+        channels, label_column: of a manifest the columns, as in `find_labelled_slices`; of volumes with several
+            channels the one to take.
         **options: of `prepare_slices`.
 
     Raises:
         InputError: see there.
     """
-    named = (channels, label_column) if (Path(dataset_dir).expanduser() / "manifest.csv").is_file() else ()
-    if usual_spatial_dims(find_labelled_slices(dataset_dir, *named).folder.cases) == 2:
+    if usual_spatial_dims(_find(dataset_dir, channels, label_column).folder.cases) == 2:
         return str(dataset_dir)
-    return str(prepare_slices(dataset_dir, Path(output_dir) / "slices", **options))
+    named = {"channels": channels, "label_column": label_column}
+    return str(prepare_slices(dataset_dir, Path(output_dir) / "slices", **named, **options))
+
+
+def _find(dataset_dir: str | os.PathLike, channels: Sequence[str] | None, label_column: str | None) -> LabelledSlices:
+    """Find all channels of the cases; of a manifest, whose columns may be anything, those that are named."""
+    named = (channels, label_column) if (Path(dataset_dir).expanduser() / "manifest.csv").is_file() else ()
+    return find_labelled_slices(dataset_dir, *named)
+
+
+def _index(folder: CaseFolder, channel: int | None, channels: Sequence[str] | None) -> int:
+    """Return which of the folder's channels the slices show."""
+    own, named = [name.lower() for name in folder.channels], [name.lower() for name in named_channels(channels)]
+    held = f"{folder.root}: the volumes hold {', '.join(folder.channels)}"
+    if channel is None and named and len(own) > 1:
+        if len(named) > 1 or named[0] not in own:
+            raise InputError(
+                f"{held}, and the slices are to show {', '.join(named_channels(channels))}: give the name of one of "
+                "them with --channels, or its number, from 0, with --slices#channel (--channel of prepare_slices)"
+            )
+        channel = own.index(named[0])
+    channel = channel or 0
+    if not 0 <= channel < len(own):
+        raise InputError(f"{held}: channel {channel} is not there; expected a number from 0 to {len(own) - 1}")
+    if len(own) > 1:
+        logger.info("%s: slices of channel %d, %s", folder.root, channel, folder.channels[channel])
+    return channel
+
+
+def _usable(folder: CaseFolder, cases: list[Case], skip_bad: bool) -> list[Case]:
+    """Return the volumes without errors, after reading them all; refuse the others, or leave them out."""
+    errors = [
+        finding
+        for finding in check_cases(folder, cases, num_channels=len(folder.channels))
+        if finding.level == "error" and finding.kind not in ("no_label", "label_values")
+    ]
+    bad = {error.case for error in errors}
+    good = [case for case in cases if case.id not in bad]
+    if errors and (not skip_bad or not good):
+        raise InputError(
+            f"{folder.root}: {describe_some(errors, folder.root)}; correct them, or leave them out: check_data "
+            "--skip_bad FOLDER makes a folder of the others"
+        )
+    if bad:
+        logger.warning("%s: %d of %d volumes are left out, they have errors", folder.root, len(bad), len(cases))
+        note_left_out(folder, errors)
+    return good
 
 
 def _is_complete(target: Path, settings: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from monai.utils import convert_to_numpy, convert_to_tensor
 from PIL import Image
 from torch import Tensor
 
+from shared_components.errors import InputError
 from shared_components.reporting.files import claim_outputs, file_of, is_picture, write_atomically
 from shared_components.reporting.grids import Tile, contact_sheet, draw_tile, sheet_of
 from shared_components.reporting.inference_ledger import InferenceLedger, image_key, item_of
@@ -172,7 +173,13 @@ class SyntheticSet:
 
     def _drawn_again(self, record: Mapping[str, Any]) -> Image.Image:
         load = LoadImage(image_only=True, ensure_channel_first=True)
-        image, label = (load(self.output_dir / name) for name in record["files"])
+        try:
+            image, label = (load(self.output_dir / name) for name in record["files"])
+        except Exception as error:  # each reader has its own
+            files = " or ".join(record["files"])
+            raise InputError(
+                f"{self.output_dir}: {files}, of an earlier run, cannot be read; remove both and resume again"
+            ) from error
         return draw_tile(Tile(record["title"], convert_to_numpy(image), _labels(label)))
 
     def _remove_earlier(self, sheets: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from shared_components.bundle_tools.bundle_segmenter import feature_network, load_segmenter, sibling_bundle
+from shared_components.bundle_tools.export import export_bundle
 from shared_components.errors import InputError
 from shared_components.networks.random_features import RandomFeatures
 from tests.conftest import REPOSITORY
@@ -85,3 +87,15 @@ def test_features_are_declared_and_those_without_training_are_always_the_same(tm
     (tmp_path / "broken.pt").write_bytes(b"no")
     with pytest.raises(InputError, match="broken.pt: not a readable TorchScript"):
         feature_network(None, tmp_path / "broken.pt", RandomFeatures())
+
+
+def test_a_bundle_that_stands_alone_judges_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside an exported generator lies an exported segmenter, with a package of its own: it ended in a traceback."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    export_bundle(str(BUNDLE), str(tmp_path / "cdal_hippocampus"))
+    folder = sibling_bundle(tmp_path / "segguided_hippocampus", "cdal_hippocampus")
+    network = load_segmenter(folder).network
+    assert type(network).__module__.startswith("shared_components_")
+    image, expected = torch.rand(1, 1, 16, 16, 2), load_segmenter(BUNDLE).network
+    with torch.no_grad():
+        assert torch.equal(network(image), expected(image))

@@ -174,6 +174,22 @@ def test_a_generation_that_was_interrupted_goes_on_to_the_same_set(tmp_path: Pat
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole") and len(files_of(tmp_path / "whole")) > 12
 
 
+def test_an_earlier_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A file that a power failure has emptied ended every resumed generation in a traceback, after all its work."""
+    generated(tmp_path / "whole", Painter())
+    interrupted(tmp_path / "parts")
+    broken = sorted((tmp_path / "parts" / "imagesTr").iterdir())[0]
+    broken.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=f"imagesTr/{broken.name} or labelsTr/{broken.name}, .* cannot be read; remove"
+    ):
+        generated(tmp_path / "parts", Painter(), True)
+    broken.unlink()
+    (tmp_path / "parts" / "labelsTr" / broken.name).unlink()
+    generated(tmp_path / "parts", Painter(), True)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
 def test_images_that_failed_or_are_gone_are_made_and_those_of_no_request_are_removed(tmp_path: Path) -> None:
     generated(tmp_path / "whole", Painter())
     generated(tmp_path / "parts", Painter({1: "fails"}))
