@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterator
 from types import TracebackType
 
 # what a package is called where it is installed, if not as it is imported
 _DISTRIBUTIONS = {"ignite": "pytorch-ignite", "skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml"}
+# MONAI's SaveImage hides what the system said behind advice to install writers
+_NOT_WRITTEN = re.compile(r"suitable writer for ([^\n]+)\.\n[\s\S]*\n\w+: \[Errno \d+\] ([^\n]+)")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -80,6 +83,9 @@ def one_line(error: BaseException) -> str:
     for cause in _causes(error, contexts=False):
         if isinstance(cause, ModuleNotFoundError) and cause.name and not cause.name.startswith(__package__):
             return missing_package(cause.name)
+    for cause in _causes(error):
+        if unwritten := _NOT_WRITTEN.search(str(cause)):
+            return f"{unwritten[1]} could not be written: {unwritten[2]}; make room or give another --output_dir"
     if out_of_memory(error):
         return "out of memory; lower --batch_size or --num_samples, or end what else uses the memory"
     return ""

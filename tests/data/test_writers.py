@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import nibabel
@@ -14,7 +16,7 @@ from PIL import Image
 
 from shared_components.data.loaders import LoadImageChannelsd
 from shared_components.data.writers import AtomicNibabelWriter, AtomicPNGWriter, AtomicWriter
-from shared_components.errors import InputError
+from shared_components.errors import InputError, one_line
 
 OBLIQUE = np.array([[0.96, -0.28, 0, 3], [0.28, 0.96, 0, -7], [0, 0, 2, 11], [0, 0, 0, 1]], float)
 
@@ -215,3 +217,17 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch, fil
     with pytest.raises(RuntimeError):
         saver(tmp_path)({"pred": tensor * 0})
     assert [path.name for path in tmp_path.iterdir()] == [result.name] and result.read_bytes() == before
+
+
+def test_what_the_system_said_is_told_where_a_result_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("monai.data.NibabelWriter.write", full)
+    save = saver(tmp_path, "image", torch.float32, AtomicNibabelWriter)
+    with pytest.raises(RuntimeError) as caught:  # MONAI says to install its writers
+        save({"image": MetaTensor(torch.zeros(1, 4, 4, 4), meta={"filename_or_obj": "case.nii.gz"})})
+    file = tmp_path / "case_seg.nii.gz"
+    remedy = "make room or give another --output_dir"
+    assert one_line(caught.value) == f"{file} could not be written: No space left on device; {remedy}"
+    assert list(tmp_path.iterdir()) == []
