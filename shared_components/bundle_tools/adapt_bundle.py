@@ -254,7 +254,7 @@ def _given(source: Source, label_column: str | None, skip_bad: bool) -> list[Cho
     given = [Choice("label_column", label_column, "column of the labels" if label_column else "found by its name")]
     if skip_bad:
         given.append(Choice("skip_bad", True, "cases that cannot be used are left out"))
-    given.append(Choice("stains", False, "the colours: only H&E, scaled to [-1, 1], has the stains"))
+    given.append(Choice("stains", False, "the colours; for H&E train the bundle itself, which sees stains"))
     return [choice for choice in given if choice.key in source.train]
 
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from skimage.color import rgb2hed
 
 from shared_components.diffusion.tiles import TiledDenoiser
+from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
-from shared_components.networks.stain_channels import StainConditioned, stain_conditioned
+from shared_components.networks.stain_channels import LEAST_RANGE, StainConditioned, stain_conditioned
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def generator(condition_channels: int = 2) -> CDALGenerator:
@@ -60,6 +66,39 @@ def test_a_dark_blue_nucleus_is_haematoxylin_and_pink_tissue_eosin() -> None:
     haematoxylin, eosin = StainConditioned(generator()).stains(picture / 127.5 - 1)[0]
     assert haematoxylin[:8, :8].min() == 1 and haematoxylin[12:, 12:].max() < -0.5 and haematoxylin[10, 10] < -0.5
     assert eosin[12:, 12:].min() == 1 and eosin[10, 10] < -0.5
+
+
+@pytest.mark.parametrize("noise", [1.0, 2.0, 4.0])
+def test_empty_glass_is_no_tissue_however_noisy(noise: float) -> None:
+    """Between its own percentiles alone the noise would fill the whole range from -1 to 1."""
+    levels = 240 + noise * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    levels = levels.round().clamp(0, 255)
+    stains = StainConditioned(generator()).stains(levels / 127.5 - 1)[0]
+    amounts = np.moveaxis(rgb2hed(np.moveaxis(levels[0].double().numpy() / 255, 0, -1)), -1, 0)[:2] * -np.log(1e-6)
+    for stain, amount, least in zip(stains, amounts, LEAST_RANGE, strict=True):
+        low, high = np.percentile(amount, [1, 99], method="nearest")
+        assert high - low < least
+        assert float(stain.max()) == pytest.approx(2 * ((high - low) / least) ** 2 - 1, abs=1e-3)
+    assert stains.max() < -0.5
+
+
+def test_the_shipped_weights_leave_empty_glass_empty() -> None:
+    bundle = REPOSITORY / "bundles" / "cdal_monuseg"
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.update({"device": "cpu", "amp": False, "num_samples": 1, "num_inference_steps": 1})
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    levels = 240 + 1.5 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        marked = network(levels.round() / 127.5 - 1).argmax(1)
+    assert marked.float().mean() < 0.01  # a third of it, were the noise stretched
+
+
+def test_pictures_that_are_no_light_are_refused() -> None:
+    standardised = pictures() * 3
+    with pytest.raises(InputError, match=r"normalisation: .* -?[\d.]+ to [\d.]+, .* from -1 to 1; .* --stains False"):
+        StainConditioned(generator()).encode_condition(standardised)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
