@@ -33,11 +33,11 @@ BY_ITSELF = "every tile sampled by itself, one member at a time, nothing cached,
 
 
 def picture(subject: Subject, size: tuple[int, int] | None = None) -> Tensor:
-    """A random picture (1, K, H, W) of the size that the bundle's data have after preprocessing."""
+    """A random picture (1, K, H, W), in [-1, 1], of the size that the bundle's data have after preprocessing."""
     generator = torch.Generator().manual_seed(subject.seed)
     channels = int(subject.config()["num_channels"])
     size = SIZES[subject.bundle] if size is None else size
-    return torch.randn(1, channels, *size, generator=generator).to(subject.device)
+    return (2 * torch.rand(1, channels, *size, generator=generator) - 1).to(subject.device)
 
 
 def exact_tiles(subject: Subject, size: tuple[int, int] | None = None) -> Iterator[Row]:

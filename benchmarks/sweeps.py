@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.harness import peak_memory, timed
 from benchmarks.rows_inference import inference_of
+from benchmarks.rows_tiles import picture
 from benchmarks.subject import Subject
 from shared_components.bundle_tools.settings import bfloat16_pays
 
@@ -39,13 +40,11 @@ def sweeps(subject: Subject, members=MEMBERS, steps=STEPS, depths=DEPTHS) -> lis
 
 def size_sweep(subject: Subject, sizes=SIZES) -> dict[str, Any]:
     """Time one member on random square pictures, as configured, with a line through their area in megapixels."""
-    generator = torch.Generator().manual_seed(subject.seed)
     network = subject.segmenter(num_samples=1, amp=bfloat16_pays())
-    channels = int(subject.config()["num_channels"])
     predict = inference_of(SimpleInferer(), network)
 
     def case(size: int) -> tuple[Callable, Tensor]:
-        return predict, torch.randn(1, channels, size, size, generator=generator).to(subject.device)
+        return predict, picture(subject, (size, size))
 
     found = sweep(subject, f"{subject.bundle}, one member: image size", sizes, case, lambda size: size**2 / 1e6)
     return found | {"unit": "picture", "line_over": "each megapixel"}
