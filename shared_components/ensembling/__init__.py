@@ -3,6 +3,7 @@
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.ensembling.diversity import score_members
+from shared_components.ensembling.objects import KeepCentralObjectsd, keep_central_objects
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
     ExpectedDiced,
@@ -18,6 +19,7 @@ __all__ = [
     "COMBINE_CHOICES",
     "DECISIONS",
     "ExpectedDiced",
+    "KeepCentralObjectsd",
     "PredictiveEntropyd",
     "RaterRates",
     "calibration_bins",
@@ -30,4 +32,5 @@ __all__ = [
     "score_members",
     "staple",
     "weigh_by_expected_dice",
+    "keep_central_objects",
 ]
