@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 MARKER = "slices.json"
 LABELS_OF = ("slice", "volume")
 _KINDS = ("normal", "tumor")
+_COMPARED = 1 << 16  # bytes at a file's end; a gzip file's has the checksum of all that is in it
 _COLUMNS = ("id", "split", "image", "mask", "class", "patient", "z", "object_pixels", "body_pixels")
 
 
@@ -61,7 +63,8 @@ def prepare_slices(
     volume (``labels_of``), for volumes of which only is known whether they show the object. The sections of the
     volumes are kept, so a patient lies in one of them.
 
-    The folder appears when it is complete; one that holds the same slices already is used as it is.
+    The folder appears when it is complete; one that holds the same slices already is used as it is, where the
+    volumes' files still have the names, sizes and ends that they had.
 
     Args:
         dataset_dir: volumes with label maps: MSD, nnU-Net, two folders, CHAOS, BTCV
@@ -87,7 +90,8 @@ def prepare_slices(
 
     Raises:
         InputError: the folder has no labelled volumes, a volume has an error and ``skip_bad`` is not set, the output
-            holds something else, a number is out of range, the channel is not there, or ``labels_of`` is unknown.
+            holds something else or slices of data that have changed, a number is out of range, the channel is not
+            there, or ``labels_of`` is unknown.
     """
     target = Path(os.path.abspath(os.path.expanduser(output_dir)))
     if not 0 <= min_share < 1 or not 0 <= min_body < 1 or every < 1:
@@ -106,7 +110,7 @@ def prepare_slices(
     settings = {
         "source": str(folder.root), "values": list(values), "channel": _index(folder, channel, channels),
         "min_share": min_share, "min_body": min_body, "window": None if window is None else list(window),
-        "every": every, "labels_of": labels_of,
+        "every": every, "labels_of": labels_of, "data": _checksum(cases, [*classes.items()], sections(folder)),
     }  # fmt: skip
     if _is_complete(target, settings):
         return target
@@ -217,9 +221,24 @@ def _is_complete(target: Path, settings: dict[str, Any]) -> bool:
         found = json.loads((target / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    if found != settings:
+    if not isinstance(found, dict) or {**found, "data": 0} != {**settings, "data": 0}:
         raise InputError(f"{target}: holds something other than the slices of {settings}; remove it or name another")
+    if found.get("data") != settings["data"]:
+        changed = f"the data in {settings['source']} have changed since, or an earlier version made it"
+        raise InputError(f"{target}: {changed}; remove it or name another")
     return True
+
+
+def _checksum(cases: Sequence[Case], *told: Any) -> int:
+    """Return a number for the names, sizes and ends of the cases' files, and for what else is told of them."""
+    checksum = zlib.crc32(repr(told).encode())
+    for path in (path for case in cases for path in (*case.images, case.label, *case.masks) if path):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            with open(file, "rb") as opened:
+                size = opened.seek(0, os.SEEK_END)
+                opened.seek(max(0, size - _COMPARED))
+                checksum = zlib.crc32(opened.read(), zlib.crc32(f"{file.name} {size}".encode(), checksum))
+    return checksum
 
 
 def _load(case: Case, num_channels: int) -> dict[str, Any]:

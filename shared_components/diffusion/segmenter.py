@@ -12,6 +12,7 @@ from shared_components.diffusion.metadata import plain, with_metadata
 from shared_components.diffusion.noise import addressed_noise
 from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
+from shared_components.diffusion.tiles import TiledDenoiser
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
 from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
 from shared_components.errors import InputError, check_choice, check_count, out_of_memory
@@ -171,15 +172,17 @@ class DiffusionSegmenter(nn.Module):
 
     @torch.jit.unused
     def _segment_in_memory(self, image: Tensor) -> Tensor:
-        """Segment; where the memory does not do, again with half as many slices and members in one call."""
+        """Segment; where the memory does not do, again with half as many slices, members and tiles in one call."""
+        limited = [self, *(part for part in self.denoiser.modules() if isinstance(part, TiledDenoiser))]
         while True:
             self.member_labels, self._labels_of_slices = None, []
             try:
                 return self._segment(image)
             except (RuntimeError, MemoryError) as error:
-                if self.max_batch_size == 1 or not out_of_memory(error):
+                if all(part.max_batch_size == 1 for part in limited) or not out_of_memory(error):
                     raise
-            self.max_batch_size = max(1, self.max_batch_size // 2)
+            for part in limited:
+                part.max_batch_size = max(1, part.max_batch_size // 2)
             logger.warning("out of memory: going on with %d slices and members at once", self.max_batch_size)
             if image.is_cuda:
                 torch.cuda.empty_cache()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -226,6 +228,22 @@ def test_volumes_become_slices_with_labels(volumes, tmp_path):
     assert prepare_slices(volumes, folder, [1, 2, 3], min_share=0.02) == folder
     with pytest.raises(InputError, match="holds something other than the slices of"):
         prepare_slices(volumes, folder, [3])
+
+
+@pytest.mark.parametrize("part", ["imagesTr/phantom_001_0000.nii.gz", "labelsTr/phantom_001.nii.gz"])
+def test_slices_of_data_that_changed_are_not_used(volumes, tmp_path, part):
+    data = Path(shutil.copytree(volumes, tmp_path / "data"))
+    folder = prepare_slices(data, tmp_path / "s", [1, 2, 3], min_share=0.02)
+    for file in data.rglob("*"):
+        os.utime(file)
+    assert prepare_slices(data, folder, [1, 2, 3], min_share=0.02) == folder
+    other = nibabel.load(data / part)
+    values = np.asanyarray(other.dataobj)[::-1]
+    nibabel.save(nibabel.Nifti1Image(values, other.affine, other.header), data / part)
+    with pytest.raises(
+        InputError, match=f"{folder}: the data in {data} have changed since, or an earlier version made it"
+    ):
+        prepare_slices(data, folder, [1, 2, 3], min_share=0.02)
 
 
 def test_a_slice_is_the_volumes(volumes, tmp_path):

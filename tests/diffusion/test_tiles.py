@@ -188,6 +188,25 @@ def test_a_large_picture_holds_the_features_of_one_view_at_a_time():
     assert (alone - alone.flip(3)).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_out_of_memory_halves_the_tiles_too():
+    """A device with room for three tiles at once, and sixteen tiles of one picture."""
+    torch.manual_seed(0)
+    network = DiffusionSegmenter(
+        TiledDenoiser(Blurring(), 8), DDPMScheduler(4, schedule="vp_few_step"), num_samples=1, max_batch_size=1
+    ).eval()
+    image = torch.randn(1, 1, 26, 26)
+    expected = network(image)
+
+    def limited(module: nn.Module, inputs: tuple) -> None:
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    network.denoiser.denoiser.register_forward_pre_hook(limited)
+    torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=0)
+    assert network.denoiser.max_batch_size == 2
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
