@@ -33,6 +33,12 @@ def check_count(name: str, value: object) -> None:
         raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise `InputError` unless ``value`` is a number above 0 and below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise InputError(f"{name} must be a number above 0 and below 1, not {value!r}")
+
+
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Return the `InputError` in the chain of causes of ``error``, or ``None``."""
     return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)

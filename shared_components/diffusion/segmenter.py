@@ -14,8 +14,8 @@ from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.tiles import TiledDenoiser
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
-from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice
-from shared_components.errors import InputError, check_choice, check_count, out_of_memory
+from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice, weigh_by_threshold
+from shared_components.errors import InputError, check_choice, check_count, check_share, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class DiffusionSegmenter(nn.Module):
         max_batch_size: most (slice, member) pairs in one call of the denoiser (`images_per_call`); bounds the memory,
             and is halved, which changes no result, where the memory does not do.
         decision: ``argmax``, or ``expected_dice`` (`shared_components.ensembling.weigh_by_expected_dice`).
+        threshold: of ``argmax``: probability that a foreground class must exceed, above 0 and below 1; the odds are
+            weighed so that 0.5 is there (`shared_components.ensembling.weigh_by_threshold`).
         amp: run the denoiser in bfloat16, on CUDA and on the CPU; a scripted network ignores it.
         seed: of the noise in eval mode.
         **process_options: of `ReverseProcess`: ``sampler``, ``prediction_type``, ``spacing``, ``clip`` and others.
@@ -87,6 +89,7 @@ class DiffusionSegmenter(nn.Module):
         slice_axes: Sequence[int] = (2,),
         max_batch_size: int = 64,
         decision: str = "argmax",
+        threshold: float = 0.5,
         amp: bool = False,
         seed: int = 0,
         **process_options: Any,
@@ -96,6 +99,7 @@ class DiffusionSegmenter(nn.Module):
         check_count("max_batch_size", max_batch_size)
         check_choice("combine", combine, COMBINE_CHOICES)
         check_choice("decision", decision, DECISIONS)
+        check_share("threshold", threshold)
         if not slice_axes or any(axis not in (0, 1, 2) for axis in slice_axes):
             raise InputError(f"slice_axes must be one or several of 0, 1, 2, not {list(slice_axes)}")
         if not mirror_axes or not set(mirror_axes) <= {0, 1} or len(set(mirror_axes)) < len(mirror_axes):
@@ -123,6 +127,7 @@ class DiffusionSegmenter(nn.Module):
         self.slice_axes: List[int] = list(slice_axes)
         self.max_batch_size = max_batch_size
         self.decision = decision
+        self.threshold = float(threshold)
         self.amp = amp
         self.seed = seed
         self.keep_members = False
@@ -232,7 +237,9 @@ class DiffusionSegmenter(nn.Module):
             for index, view in enumerate(views):
                 fused += view[0] * self._member_indices(index, len(views)).shape[0]
             fused = fused / self.num_samples
-        return weigh_by_expected_dice(fused) if self.decision == "expected_dice" else fused
+        if self.decision == "expected_dice":
+            return weigh_by_expected_dice(fused)
+        return weigh_by_threshold(fused, self.threshold) if self.threshold != 0.5 else fused
 
     def _member_indices(self, first: int, stride: int) -> Tensor:
         return torch.arange(first, self.num_samples, stride, device=self.schedule.device)

@@ -1,4 +1,4 @@
-"""Which class a voxel is given: by the greatest probability, or so that the expected Dice is greatest."""
+"""Which class a voxel is given: by the greatest probability, above a threshold, or for the greatest expected Dice."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,28 @@ def weigh_by_expected_dice(probabilities: Tensor) -> Tensor:
             better = better & (best > 0)
         best = torch.where(better, expected, best)
         threshold = torch.where(better, torch.full_like(threshold, tried), threshold)
+    return _weigh(flat, threshold).reshape(probabilities.shape)
+
+
+def weigh_by_threshold(probabilities: Tensor, threshold: float) -> Tensor:
+    """Scale the odds of the foreground classes so that, of two classes, 0.5 is where the threshold was. Scripts.
+
+    For networks that are too sure of the foreground, as those trained with Dice are.
+
+    Args:
+        probabilities: (B, C, *spatial) of C >= 2 classes that sum to 1, background first.
+        threshold: above 0 and below 1; 0.5 changes nothing.
+
+    Returns:
+        The same shape, sums to 1 over C.
+    """
+    flat = probabilities.flatten(2)
+    return _weigh(flat, torch.full_like(flat[:, :, 0], threshold)).reshape(probabilities.shape)
+
+
+def _weigh(probabilities: Tensor, threshold: Tensor) -> Tensor:
+    """Weigh classes (B, C, N) by thresholds (B, C), of which that of the background does not count."""
     odds = (1 - threshold) / threshold
     odds[:, 0] = 1
-    weighed = flat * odds.unsqueeze(2)
-    return (weighed / weighed.sum(1, keepdim=True)).reshape(probabilities.shape)
+    weighed = probabilities * odds.unsqueeze(2)
+    return weighed / weighed.sum(1, keepdim=True)

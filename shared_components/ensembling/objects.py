@@ -108,7 +108,7 @@ class KeepCentralObjectsd(MapTransform):
             name = getattr(label, "meta", {}).get("filename_or_obj", "label")
             logger.warning(
                 "%s: the reference has more than %d object(s), and num_objects keeps no more of a prediction; for such "
-                "data give --num_objects None, to inference too",
+                "data give --num_objects '$None', to inference too",
                 name,
                 num_objects,
             )

@@ -131,8 +131,9 @@ def weights_and_sampling(engine: Any) -> dict[str, Any]:
             read.
     """
     network = getattr(engine, "network", None)
-    names = ("num_samples", "num_inference_steps", "combine", "decision", "seed", "amp")
-    sampling = {name: getattr(network, name) for name in names if isinstance(getattr(network, name, None), (int, str))}
+    names = ("num_samples", "num_inference_steps", "combine", "decision", "threshold", "seed", "amp")
+    found = {name: getattr(network, name, None) for name in names}
+    sampling = {name: value for name, value in found.items() if isinstance(value, (int, float, str))}
     told: dict[str, Any] = {"command": " ".join(sys.argv)}
     if weights := getattr(engine.state, "weights", None):
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ import shared_components.diffusion.schedules  # noqa: F401  registers the schedu
 from shared_components.diffusion.inferers import SamplingInferer
 from shared_components.diffusion.segmenter import DiffusionSegmenter, _chosen
 from shared_components.diffusion.slices import volume_to_slices
-from shared_components.ensembling import combine_members, weigh_by_expected_dice
+from shared_components.ensembling import combine_members, weigh_by_expected_dice, weigh_by_threshold
 from shared_components.errors import InputError
 from shared_components.networks.cdal_generator import CDALGenerator
 
@@ -75,6 +75,8 @@ def test_the_decision_weighs_what_the_members_agreed_on(combine):
     decided = segmenter(num_samples=3, combine=combine, decision="expected_dice")(VOLUME)
     assert not torch.equal(decided, plain) or combine == "staple"
     torch.testing.assert_close(decided, weigh_by_expected_dice(plain))
+    decided = segmenter(num_samples=3, combine=combine, threshold=0.65)(VOLUME)
+    torch.testing.assert_close(decided, weigh_by_threshold(plain, 0.65))
 
 
 def test_result_does_not_depend_on_the_batch():
@@ -209,6 +211,7 @@ def test_state_does_not_depend_on_how_it_samples():
         ({"num_inference_steps": -1}, r"1\.\.2 .*, not -1"),
         ({"sampler": "euler"}, "ddpm, ddim"),
         ({"decision": "best"}, "decision must be one of argmax, expected_dice, not 'best'"),
+        ({"threshold": 1.0}, "threshold must be a number above 0 and below 1, not 1.0"),
         ({"slice_axes": (3,)}, r"slice_axes must be one or several of 0, 1, 2, not \[3\]"),
     ],
 )

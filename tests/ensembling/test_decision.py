@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared_components.ensembling import weigh_by_expected_dice
+from shared_components.ensembling import weigh_by_expected_dice, weigh_by_threshold
 
 
 def two_classes(foreground: torch.Tensor) -> torch.Tensor:
@@ -67,3 +67,19 @@ def test_images_and_classes_are_decided_by_themselves_and_it_scripts():
     assert torch.equal(torch.jit.script(weigh_by_expected_dice)(members), together)
     swapped = weigh_by_expected_dice(members[:, [0, 2, 1]])
     torch.testing.assert_close(swapped[:, [0, 2, 1]], together)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.65, 0.9])
+def test_the_foreground_is_what_exceeds_the_threshold(threshold):
+    foreground = blurred_disc()
+    weighed = weigh_by_threshold(two_classes(foreground[None]), threshold)[0]
+    torch.testing.assert_close(weighed.sum(0), torch.ones(48, 48))
+    assert torch.equal(weighed[1] > 0.5, foreground > threshold)
+    torch.testing.assert_close(weighed[1] / weighed[0], foreground / (1 - foreground) * (1 - threshold) / threshold)
+
+
+def test_of_several_classes_a_threshold_leaves_the_order_of_the_foreground():
+    probabilities = torch.tensor([0.3, 0.4, 0.3]).reshape(1, 3, 1)
+    weighed = weigh_by_threshold(probabilities, 0.65)[0, :, 0]
+    assert weighed.argmax() == 0 and weighed[1] > weighed[2]
+    torch.testing.assert_close(weighed[1] / weighed[2], torch.tensor(4 / 3))

@@ -87,7 +87,7 @@ def test_a_reference_with_several_objects_is_told_of_once(caplog):
         keep({"pred": picture(LESION), "label": reference})
     assert [record.getMessage() for record in caplog.records] == [
         "two.png: the reference has more than 1 object(s), and num_objects keeps no more of a prediction; for such "
-        "data give --num_objects None, to inference too"
+        "data give --num_objects '$None', to inference too"
     ]
 
 
