@@ -15,7 +15,7 @@ from shared_components.diffusion.segmenter import DiffusionSegmenter
 from shared_components.diffusion.slices import pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.tiles import TiledDenoiser
 from shared_components.ensembling.combine import combine_members
-from shared_components.ensembling.decision import weigh_by_expected_dice
+from shared_components.ensembling.decision import weigh_by_decision
 from shared_components.networks.fir import FIRDownsample, FIRStridedConv, FIRUpsample
 from shared_components.networks.medsegdiff_blocks import SelfAttention
 
@@ -224,7 +224,7 @@ class NaiveSegmenter(nn.Module):
         members = members[..., top : top + image.shape[2], left : left + image.shape[3]]
         combined = combine_members(members, self.segmenter.combine)
         combined = slices_to_volume(combined, depth) if image.ndim == 5 else combined
-        return weigh_by_expected_dice(combined) if self.segmenter.decision == "expected_dice" else combined
+        return weigh_by_decision(combined, self.segmenter.decision, self.segmenter.threshold)
 
     def member(self, condition: Tensor, index: int, depth: int) -> Tensor:
         """Run one member's reverse process on slices (N, K, H, W) of volumes ``depth`` slices deep."""

@@ -14,7 +14,7 @@ from shared_components.diffusion.reverse import ReverseProcess
 from shared_components.diffusion.slices import images_per_call, pad_to_multiple, slices_to_volume, volume_to_slices
 from shared_components.diffusion.tiles import TiledDenoiser
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members, staple_classes
-from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice, weigh_by_threshold
+from shared_components.ensembling.decision import DECISIONS, weigh_by_decision
 from shared_components.errors import InputError, check_choice, check_count, check_share, out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -237,9 +237,7 @@ class DiffusionSegmenter(nn.Module):
             for index, view in enumerate(views):
                 fused += view[0] * self._member_indices(index, len(views)).shape[0]
             fused = fused / self.num_samples
-        if self.decision == "expected_dice":
-            return weigh_by_expected_dice(fused)
-        return weigh_by_threshold(fused, self.threshold) if self.threshold != 0.5 else fused
+        return weigh_by_decision(fused, self.decision, self.threshold)
 
     def _member_indices(self, first: int, stride: int) -> Tensor:
         return torch.arange(first, self.num_samples, stride, device=self.schedule.device)

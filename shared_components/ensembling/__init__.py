@@ -1,7 +1,12 @@
 """From the members of an ensemble to one prediction, its uncertainty, and how well that is calibrated."""
 
 from shared_components.ensembling.combine import COMBINE_CHOICES, combine_members
-from shared_components.ensembling.decision import DECISIONS, weigh_by_expected_dice, weigh_by_threshold
+from shared_components.ensembling.decision import (
+    DECISIONS,
+    weigh_by_decision,
+    weigh_by_expected_dice,
+    weigh_by_threshold,
+)
 from shared_components.ensembling.diversity import score_members
 from shared_components.ensembling.objects import KeepCentralObjectsd, keep_central_objects
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
@@ -31,6 +36,7 @@ __all__ = [
     "rater_rates",
     "score_members",
     "staple",
+    "weigh_by_decision",
     "weigh_by_expected_dice",
     "weigh_by_threshold",
     "keep_central_objects",

@@ -55,6 +55,19 @@ def weigh_by_threshold(probabilities: Tensor, threshold: float) -> Tensor:
     return _weigh(flat, torch.full_like(flat[:, :, 0], threshold)).reshape(probabilities.shape)
 
 
+def weigh_by_decision(probabilities: Tensor, decision: str, threshold: float) -> Tensor:
+    """Return `weigh_by_expected_dice` of the probabilities, or of ``argmax`` `weigh_by_threshold`. Scripts.
+
+    Args:
+        probabilities: (B, C, *spatial) of C >= 2 classes that sum to 1, background first.
+        decision: one of `DECISIONS`.
+        threshold: of ``argmax``; 0.5 changes nothing.
+    """
+    if decision == "expected_dice":
+        return weigh_by_expected_dice(probabilities)
+    return probabilities if threshold == 0.5 else weigh_by_threshold(probabilities, threshold)
+
+
 def _weigh(probabilities: Tensor, threshold: Tensor) -> Tensor:
     """Weigh classes (B, C, N) by thresholds (B, C), of which that of the background does not count."""
     odds = (1 - threshold) / threshold
