@@ -178,7 +178,8 @@ class DiffusionSegmenter(nn.Module):
     @torch.jit.unused
     def _segment_in_memory(self, image: Tensor) -> Tensor:
         """Segment; where the memory does not do, again with half as many slices, members and tiles in one call."""
-        limited = [self, *(part for part in self.denoiser.modules() if isinstance(part, TiledDenoiser))]
+        tiled = [part for part in self.denoiser.modules() if isinstance(part, TiledDenoiser)]
+        limited = [self, *tiled]
         while True:
             self.member_labels, self._labels_of_slices = None, []
             try:
@@ -188,7 +189,8 @@ class DiffusionSegmenter(nn.Module):
                     raise
             for part in limited:
                 part.max_batch_size = max(1, part.max_batch_size // 2)
-            logger.warning("out of memory: going on with %d slices and members at once", self.max_batch_size)
+            tiles = "".join(f", {part.max_batch_size} tiles" for part in tiled)
+            logger.warning("out of memory: going on with %d slices and members%s at once", self.max_batch_size, tiles)
             if image.is_cuda:
                 torch.cuda.empty_cache()
 

@@ -189,7 +189,7 @@ def test_a_large_picture_holds_the_features_of_one_view_at_a_time():
 
 
 @torch.no_grad()
-def test_out_of_memory_halves_the_tiles_too():
+def test_out_of_memory_halves_the_tiles_too(caplog):
     """A device with room for three tiles at once, and sixteen tiles of one picture."""
     torch.manual_seed(0)
     network = DiffusionSegmenter(
@@ -204,7 +204,8 @@ def test_out_of_memory_halves_the_tiles_too():
 
     network.denoiser.denoiser.register_forward_pre_hook(limited)
     torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=0)
-    assert network.denoiser.max_batch_size == 2
+    told = [line for line in caplog.messages if "out of memory" in line]
+    assert told == [f"out of memory: going on with 1 slices and members, {tiles} tiles at once" for tiles in (8, 4, 2)]
 
 
 @pytest.mark.parametrize(
