@@ -33,3 +33,21 @@ def test_the_metadatas_figures_are_those_of_the_shipped_weights(bundle: str) -> 
 
 def test_most_bundles_that_segment_state_a_figure() -> None:
     assert len(METRICS) >= 6
+
+
+CARDS = sorted(REPOSITORY.glob("bundles/*/docs/README.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.parent.name)
+def test_evaluations_that_follow_each_other_do_not_write_one_over_the_other(card: Path) -> None:
+    """An evaluation refuses a folder that holds another; loops name their folders by what varies."""
+    for block in re.findall(r"```bash\n(.*?)```", card.read_text(encoding="utf-8"), re.S):
+        targets = []
+        for line in block.splitlines():
+            if line.startswith("python -m monai.bundle run") and "evaluate.json" in line:
+                given = re.search(r"--output_dir (\S+)", line)
+                data = re.search(r"--dataset_dir (\S+)", line)
+                targets.append(given.group(1) if given else f"default of {data.group(1) if data else 'phantoms'}")
+            elif line.startswith(("cd ", "git worktree")):
+                targets = []  # another tree has folders of its own
+        assert len(set(targets)) == len(targets), f"{card}: {targets}"
