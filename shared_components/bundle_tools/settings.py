@@ -156,8 +156,10 @@ def check_settings(**settings: Any) -> None:
 
 
 def _check_paths(settings: Mapping[str, Any]) -> None:
-    for name in ("bundle_root", "dataset_dir", "output_dir", "ckpt_path"):
-        value = settings.get(name)
+    weights = settings.get("ckpt_path")
+    files = weights if isinstance(weights, (list, tuple)) else [weights]
+    named = [(name, settings.get(name)) for name in ("bundle_root", "dataset_dir", "output_dir")]
+    for name, value in [*named, *[("ckpt_path", file) for file in files]]:
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise InputError(f"{name} is {value!r}, which the command line takes for no path; write --{name} ./NAME")
         if str(value).startswith("~"):
@@ -171,10 +173,10 @@ def _check_paths(settings: Mapping[str, Any]) -> None:
             f"output_dir {output}: lies in dataset_dir {folder}, where results would become images; choose another "
             "--output_dir"
         )
-    weights = settings.get("ckpt_path")
-    if weights is not None and not Path(weights).is_file():
-        found = "is a folder" if Path(weights).is_dir() else "no such file"
-        raise InputError(f"ckpt_path {weights}: {found}; give the weights, such as <output_dir>/model.pt")
+    for file in files:
+        if file is not None and not Path(file).is_file():
+            found = "is a folder" if Path(file).is_dir() else "no such file"
+            raise InputError(f"ckpt_path {file}: {found}; give the weights, such as <output_dir>/model.pt")
 
 
 def fitting(network: nn.Module, image_size: Sequence[int]) -> nn.Module:

@@ -128,16 +128,17 @@ def weights_and_sampling(engine: Any) -> dict[str, Any]:
 
     Args:
         engine: a MONAI evaluator; ``engine.state.weights`` is the file that `shared_components.training.LoadWeights`
-            read.
+            read, or the list of files.
     """
     network = getattr(engine, "network", None)
-    names = ("num_samples", "num_inference_steps", "combine", "decision", "threshold", "seed", "amp")
+    names = ("num_networks", "num_samples", "num_inference_steps", "combine", "decision", "threshold", "seed", "amp")
     found = {name: getattr(network, name, None) for name in names}
     sampling = {name: value for name, value in found.items() if isinstance(value, (int, float, str))}
     told: dict[str, Any] = {"command": " ".join(sys.argv)}
     if weights := getattr(engine.state, "weights", None):
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        told["weights"] = {"file": str(weights), "sha256": digest}
+        files = weights if isinstance(weights, list) else [weights]
+        digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        told["weights"] = {"file": ", ".join(map(str, files)), "sha256": ", ".join(digests)}
     if network is not None:
         count = sum(parameter.numel() for parameter in network.parameters())
         told["model"] = {"class": type(network).__name__, "parameters": count, **sampling}

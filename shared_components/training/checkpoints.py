@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,16 +207,26 @@ class LoadWeights:
     """Load a flat state dict into a network when a run starts, strictly.
 
     Of several processes none reads before all are here: the first may still be writing the file (`BestWeights`).
-    ``engine.state.weights`` says afterwards which file it was.
+    ``engine.state.weights`` says afterwards which file it was, or which files.
 
     Args:
-        path: of the file.
+        path: of the file, or of several, one for each of the ``networks`` of a
+            `shared_components.diffusion.deep_ensemble.DeepEnsemble`.
         network: whose weights they are.
+
+    Raises:
+        InputError: several files for a network that takes one.
     """
 
-    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
-        self.path = Path(path)
-        self.network = network
+    def __init__(self, path: str | os.PathLike | Sequence[str | os.PathLike], network: nn.Module) -> None:
+        self.paths = [Path(path)] if isinstance(path, (str, os.PathLike)) else [Path(file) for file in path]
+        self.networks = list(network.networks) if len(self.paths) > 1 and hasattr(network, "networks") else [network]
+        if len(self.networks) != len(self.paths):
+            raise InputError(
+                f"ckpt_path: {len(self.paths)} files, and {type(network).__name__} takes the weights of "
+                f"{len(self.networks)}; several are for inference.json and evaluate.json of segmentation bundles, a "
+                "training starts from one"
+            )
 
     def attach(self, engine: Engine) -> None:
         """Add the handler to a trainer or an evaluator."""
@@ -229,17 +239,23 @@ class LoadWeights:
             InputError: no such file, corrupt, or weights of another network; the message names what differs.
         """
         idist.barrier()
-        weights = load_state_dict(self.path)
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()[1:]]
-            remedy = "give the configurations, labels, channels and sizes that they were trained with"
-            expected = f"weights of another network: {remedy}; expected those of this {type(self.network).__name__}"
-            raise InputError(f"{self.path}: {expected}, found {_shorten(' '.join(lines))}") from error
+        for path, network in zip(self.paths, self.networks):
+            _load_weights(path, network)
         if engine is not None:
-            engine.state.weights = str(self.path)
-        logger.info("%s: weights loaded", self.path)
+            files = [str(path) for path in self.paths]
+            engine.state.weights = files[0] if len(files) == 1 else files
+
+
+def _load_weights(path: Path, network: nn.Module) -> None:
+    weights = load_state_dict(path)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        remedy = "give the configurations, labels, channels and sizes that they were trained with"
+        expected = f"weights of another network: {remedy}; expected those of this {type(network).__name__}"
+        raise InputError(f"{path}: {expected}, found {_shorten(' '.join(lines))}") from error
+    logger.info("%s: weights loaded", path)
 
 
 def _shorten(text: str) -> str:

@@ -36,6 +36,8 @@ def keep_the_hook(monkeypatch):
         ({"source_share": -0.1}, "source_share is -0.1"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere: no such folder"),
         ({"ckpt_path": "nowhere.pt"}, "ckpt_path nowhere.pt: no such file"),
+        ({"ckpt_path": [__file__, "nowhere.pt"]}, "ckpt_path nowhere.pt: no such file"),
+        ({"ckpt_path": [__file__, 7]}, "ckpt_path is 7, which .* no path"),
         ({"dataset_dir": 2024}, "dataset_dir is 2024, which .*; write --dataset_dir ./NAME"),
         ({"dataset_dir": "~/x"}, "dataset_dir ~/x: expected a path without ~; write .*/x"),
         ({"dataset_dir": __file__}, "test_settings.py: is a file; give the folder"),

@@ -48,3 +48,30 @@ def test_a_second_evaluation_is_refused_unless_asked_for(evaluated):
     after = files_below(folder)
     assert set(after) == set(before)
     assert after["metrics_per_case.csv"][1] > before["metrics_per_case.csv"][1]
+
+
+def test_weights_of_several_trainings_are_one_ensemble(evaluated, trained, tmp_path):
+    options, folder = evaluated
+    files = [str(options["ckpt_path"]), str(trained.output_dir / "model.pt")]
+    options = {**options, "output_dir": tmp_path / "both", "ckpt_path": files}
+    run_bundle(config("train"), config("evaluate"), **options).check_done()
+    page = (tmp_path / "both" / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert all(file in page for file in files) and "num_networks" in page
+    with open(tmp_path / "both" / "evaluation" / "metrics_per_case.csv", newline="", encoding="utf-8") as file:
+        both = [float(row["member_dice"]) for row in csv.DictReader(file)]
+    with open(folder / "metrics_per_case.csv", newline="", encoding="utf-8") as file:
+        one = [float(row["member_dice"]) for row in csv.DictReader(file)]
+    assert both != one and len(both) == len(one)  # members of both networks
+    check_refused(
+        run_bundle(config("train"), **{**options, "output_dir": tmp_path / "run"}), "2 files", "starts from one"
+    )
+
+
+def test_inference_by_several_trainings(evaluated, trained, tmp_path):
+    options, _ = evaluated
+    files = [str(options["ckpt_path"]), str(trained.output_dir / "model.pt")]
+    options = {**options, "output_dir": tmp_path / "out", "ckpt_path": files}
+    run_bundle(config("inference"), **options).check_done()
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) > 0
+    missing = run_bundle(config("inference"), **{**options, "ckpt_path": [files[0], "gone.pt"]}, overwrite=True)
+    check_refused(missing, "ckpt_path gone.pt", "no such file")
