@@ -256,6 +256,9 @@ def _given(source: Source, label_column: str | None, skip_bad: bool) -> list[Cho
         given.append(Choice("skip_bad", True, "cases that cannot be used are left out"))
     given.append(Choice("stains", False, "the colours; for H&E train the bundle itself, which sees stains"))
     given.append(Choice("threshold", 0.5, "the most probable class; validation may tell a better one"))
+    given.append(
+        Choice("max_hole_size", None, "holes are kept; for solid objects a size in pixels below which none is")
+    )
     given.append(Choice("num_objects", None, "every object; 1 for one structure in the middle of every picture"))
     return [choice for choice in given if choice.key in source.train]
 

@@ -312,6 +312,7 @@ def _random(found: Fingerprint, template: Template, task: Task) -> Iterator[Choi
             yield Choice("colour_transform", value, f"{found.num_channels} channels have no colours to change")
         if not found.instances:
             yield Choice("instance_scores", None, "no instances/ beside the masks: single objects are not scored")
+            yield Choice("save_instances", False, "nor numbered at inference")
     if template.family == "pictures" and not found.colour:
         yield Choice("rotate_range", 0.3, "grey pictures are taken for upright ones")
 

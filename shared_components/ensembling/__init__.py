@@ -8,6 +8,8 @@ from shared_components.ensembling.decision import (
     weigh_by_threshold,
 )
 from shared_components.ensembling.diversity import score_members
+from shared_components.ensembling.holes import FillSmallHolesd, fill_small_holes
+from shared_components.ensembling.instances import FindInstancesd, find_instances
 from shared_components.ensembling.objects import KeepCentralObjectsd, keep_central_objects
 from shared_components.ensembling.staple import RaterRates, rater_rates, staple
 from shared_components.ensembling.uncertainty import (
@@ -24,6 +26,8 @@ __all__ = [
     "COMBINE_CHOICES",
     "DECISIONS",
     "ExpectedDiced",
+    "FillSmallHolesd",
+    "FindInstancesd",
     "KeepCentralObjectsd",
     "PredictiveEntropyd",
     "RaterRates",
@@ -33,6 +37,8 @@ __all__ = [
     "entropy",
     "error_detection_auroc",
     "expected_dice",
+    "fill_small_holes",
+    "find_instances",
     "rater_rates",
     "score_members",
     "staple",

@@ -56,15 +56,18 @@ largest possible: 0 where they leave no doubt, 1 where every class is as likely.
 <dt>In the foreground</dt><dd>Its mean over what the prediction marks; no value where nothing is marked.</dd>
 <dt>Share that is uncertain</dt><dd>Voxels or pixels with an uncertainty above {_UNCERTAIN}, of all.</dd>
 <dt>Volume, area</dt><dd>Of what the prediction marks; from the voxel size in the file's header, pictures in
-pixels.</dd></dl>"""
+pixels.</dd>
+<dt>Instances</dt><dd>Single objects, where they were told apart: by a watershed of the mask's distances to its
+border.</dd></dl>"""
 
 
 class InferenceReportHandler:
     """Write ``report.html`` and ``inference_per_case.csv`` when an inference is complete.
 
-    For every case: size, volume of each class, expected Dice, uncertainty, seconds. The pictures that `SaveOverlays`
-    drew, which must stand before it, of the cases of the lowest and the highest expected Dice; where that is not known,
-    of the most and the least uncertain pixels. A class that is found in no voxel has volume 0.
+    For every case: size, volume of each class, how many objects were numbered where they were (``instances``), expected
+    Dice, uncertainty, seconds. The pictures that `SaveOverlays` drew, which must stand before it, of the cases of the
+    lowest and the highest expected Dice; where that is not known, of the most and the least uncertain pixels. A class
+    that is found in no voxel has volume 0.
 
     Args:
         output_dir: where both go; made when the run starts.
@@ -131,7 +134,8 @@ class InferenceReportHandler:
             number = sum(other == file for other, _ in self._rows)
             row = describe_case(case[self.pred_key], case.get(self.uncertainty_key), self.label_names)
             expected = {"expected_dice": case["expected_dice"]} if "expected_dice" in case else {}
-            self._rows[file, number] = {**row, **expected, "seconds": seconds}
+            objects = {"instances": int(case["instances"].max())} if "instances" in case else {}
+            self._rows[file, number] = {**row, **objects, **expected, "seconds": seconds}
             if item:
                 self._ledger.add(item, {"file": file, "number": number, "row": self._rows[file, number]})
 

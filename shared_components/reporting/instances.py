@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter
-from skimage.feature import peak_local_max
 from skimage.measure import label as connected_components
 from skimage.metrics import contingency_table
-from skimage.segmentation import relabel_sequential, watershed
+from skimage.segmentation import relabel_sequential
 from torch import Tensor
 
+from shared_components.ensembling.instances import SPLITS, check_sizes, find_instances
 from shared_components.errors import InputError, check_choice
 from shared_components.reporting.files import case_name
 from shared_components.reporting.metrics import as_array
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("components", "distance", "probability")
 MATCH_IOU = 0.5
 _ANNOTATION_SUFFIX = ".xml"
-_SMOOTHING = 1.0
 
 
 class InstanceScores:
@@ -44,8 +41,7 @@ class InstanceScores:
 
     def __init__(self, split: str = "distance", min_distance: int = 4, min_size: int = 10) -> None:
         check_choice("split", split, SPLITS)
-        if min_distance < 1 or min_size < 0:
-            raise InputError(f"min_distance {min_distance}, min_size {min_size}: expected at least 1 and at least 0")
+        check_sizes(min_distance, min_size)
         self.split, self.min_distance, self.min_size = split, min_distance, min_size
 
     def __call__(
@@ -83,54 +79,6 @@ class InstanceScores:
             judged = as_array(ignored)[0] == 0
             found, numbers = found * judged, numbers * judged
         return score_instances(found, numbers)
-
-
-def find_instances(
-    foreground: np.ndarray,
-    split: str = "distance",
-    probability: np.ndarray | None = None,
-    min_distance: int = 4,
-    min_size: int = 0,
-) -> np.ndarray:
-    """Tell the objects of a mask apart and number them.
-
-    "components" takes each connected part as one object. The others cut parts by a watershed that starts from
-    the peaks of a map, smoothed a little: "distance" of the distance to the background (round objects that
-    touch have a peak each), "probability" of the foreground's probability (for a network that is less sure
-    where objects touch).
-
-    Args:
-        foreground: (*spatial) bool.
-        split: "components", "distance" or "probability".
-        probability: (*spatial) in [0, 1], for "probability".
-        min_distance: least distance of two peaks along an axis, in pixels; about an object's smallest radius.
-        min_size: objects of fewer pixels are left out.
-
-    Returns:
-        (*spatial) int64: 0 for the background, objects 1 to n without gaps.
-
-    Raises:
-        InputError: "probability" without a probability.
-    """
-    found = connected_components(foreground, connectivity=1)
-    if split == "probability" and probability is None:
-        raise InputError("split 'probability': the prediction is a label map; use 'distance' or 'components'")
-    if split != "components" and found.any() and not foreground.all():
-        height = distance_transform_edt(foreground) if split == "distance" else np.asarray(probability)
-        height = gaussian_filter(height.astype(np.float64), _SMOOTHING)
-        markers = _markers(height, found, min_distance)
-        found = watershed(-height, markers, mask=foreground)
-    found = np.where(np.bincount(found.ravel())[found] < min_size, 0, found)
-    return relabel_sequential(found)[0].astype(np.int64)
-
-
-def _markers(height: np.ndarray, components: np.ndarray, min_distance: int) -> np.ndarray:
-    """Number the peaks of every component; one without a peak, such as a flat one, is its own marker."""
-    peaks = tuple(peak_local_max(height, min_distance, exclude_border=False, labels=components).T)
-    without = (components > 0) & ~np.isin(components, components[peaks])
-    markers = np.where(without, components + len(peaks[0]), 0)
-    markers[peaks] = np.arange(1, len(peaks[0]) + 1)
-    return markers
 
 
 def score_instances(prediction: np.ndarray, reference: np.ndarray) -> dict[str, float]:

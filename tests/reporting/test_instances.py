@@ -11,7 +11,7 @@ from skimage.measure import label as connected_components
 
 from shared_components.data.phantoms import phantom_case
 from shared_components.errors import InputError
-from shared_components.reporting.instances import InstanceScores, add_instances, find_instances, score_instances
+from shared_components.reporting.instances import InstanceScores, add_instances, score_instances
 
 
 def objects(*boxes, shape=(20, 20)):
@@ -72,43 +72,6 @@ def test_equals_monai_whatever_the_numbers():
             expected = compute_panoptic_quality(*pair, metric_name=theirs, smooth_numerator=0.0)
             assert scores[name] == pytest.approx(float(expected), abs=1e-5) and scores[name] > 0
         assert score_instances(np.where(moved > 0, 7 * moved + 1000, 0), reference * 3) == scores
-
-
-@pytest.mark.parametrize("split", ["distance", "probability"])
-def test_discs_that_touch_are_cut_where_they_meet(split):
-    mask = discs((15, 10), (15, 21))
-    y, x = np.ogrid[:40, :40]
-    hills = [np.exp(-((y - 15) ** 2 + (x - column) ** 2) / 40) for column in (10, 21)]
-    probability = 0.5 + 0.5 * np.maximum(*hills)
-    assert find_instances(mask, "components").max() == 1
-    found = find_instances(mask, split, probability, min_distance=4)
-    assert found.max() == 2 and np.array_equal(found > 0, mask)
-    left, right = found[15, 10], found[15, 21]
-    assert (found[:, :15][mask[:, :15]] == left).all() and (found[:, 17:][mask[:, 17:]] == right).all()
-
-
-def test_what_has_no_peak_stays_whole():
-    """Single pixels, flat squares, an object at the border, a picture full of foreground, none."""
-    mask = objects((0, 1, 0, 1), (5, 7, 5, 7), (12, 20, 12, 20)) > 0
-    found = find_instances(mask)
-    assert found.max() == 3 and np.array_equal(found > 0, mask)
-    assert [len(np.unique(found[part][mask[part]])) for part in (np.s_[:3], np.s_[4:9], np.s_[11:])] == [1, 1, 1]
-    assert find_instances(np.ones((8, 9), bool)).tolist() == np.ones((8, 9), int).tolist()
-    assert find_instances(np.zeros((8, 9), bool)).max() == 0
-    flat = find_instances(mask, "probability", np.full(mask.shape, 0.7))
-    assert flat.max() == 3 and np.array_equal(flat > 0, mask)
-
-
-def test_small_objects_are_left_out_and_numbers_have_no_gaps():
-    mask = objects((0, 1, 0, 2), (5, 10, 5, 10), (15, 20, 15, 20)) > 0
-    found = find_instances(mask, "components", min_size=3)
-    assert np.bincount(found.flat).tolist() == [400 - 50, 25, 25]
-
-
-def test_volumes():
-    mask = np.zeros((10, 10, 10), bool)
-    mask[1:4, 1:4, 1:4] = mask[6:9, 6:9, 6:9] = True
-    assert find_instances(mask).max() == 2
 
 
 def test_cutting_pays_on_crowded_nuclei():

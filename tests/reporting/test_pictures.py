@@ -15,7 +15,7 @@ from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, Invertd,
 from PIL import Image
 
 from shared_components.data.phantoms import make_phantoms
-from shared_components.ensembling import calibration_bins, calibration_error
+from shared_components.ensembling import calibration_bins, calibration_error, find_instances
 from shared_components.errors import InputError
 from shared_components.reporting import (
     CaseMetrics,
@@ -27,7 +27,7 @@ from shared_components.reporting import (
     score_case,
 )
 from shared_components.reporting.files import case_file, is_picture
-from shared_components.reporting.instances import find_instances, score_instances
+from shared_components.reporting.instances import score_instances
 from shared_components.reporting.overlays import GAP, PANEL, STRIP
 from shared_components.reporting.save_overlays import on_grid_of
 

@@ -76,8 +76,18 @@ def test_nuclei_are_predicted_in_pictures_of_any_size_by_tiles(nuclei, tmp_path)
     options = {**NETWORK, "tile_size": 32, "scale": 1.0, "dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out"}
     ckpt = tmp_path / "run" / "model.pt"
     run_bundle(*config_of(NUCLEI, "inference"), **options, ckpt_path=ckpt).check_done()
+    found = {row["case"]: row for row in rows(tmp_path / "out" / "inference_per_case.csv")}
     for name, size in sizes.items():
-        assert Image.open(tmp_path / "out" / f"{name}_seg.png").size == size
+        mask, numbers = (
+            np.asarray(Image.open(tmp_path / "out" / f"{name}_{what}.png")) for what in ("seg", "instances")
+        )
+        assert mask.shape == numbers.shape == size[::-1]
+        assert not numbers[mask == 0].any() and int(found[name]["instances"]) == numbers.max()
+        assert np.bincount(numbers.ravel())[1:].min(initial=10) >= 10  # specks are no nuclei
+    options = {**options, "output_dir": tmp_path / "mask_only", "save_instances": False}
+    run_bundle(*config_of(NUCLEI, "inference"), **options, ckpt_path=ckpt).check_done()
+    assert not list((tmp_path / "mask_only").glob("*_instances.png"))
+    assert "instances" not in rows(tmp_path / "mask_only" / "inference_per_case.csv")[0]
 
 
 def test_lungs_are_trained_from_a_manifest_with_several_masks(lungs, tmp_path):
