@@ -39,6 +39,7 @@ class View(NamedTuple):
     prediction: np.ndarray
     reference: np.ndarray | None
     uncertainty: np.ndarray | None
+    instances: np.ndarray | None
 
 
 def label_colour(index: int) -> tuple[int, int, int]:
@@ -55,6 +56,7 @@ def overlay_figure(
     label_names: Mapping[int, str] | None = None,
     title: str = "",
     channel: int | None = None,
+    instances: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw one case as a table of pictures.
 
@@ -73,6 +75,7 @@ def overlay_figure(
         label_names: class index to name, without the background, for the legend.
         title: written above.
         channel: the channel to show in grey, of any image; by default the first, or all three as colours.
+        instances: (*spatial) numbers of single objects, drawn in a column of their own, in the colours in turn.
 
     Returns:
         (height, width, 3) uint8.
@@ -81,8 +84,9 @@ def overlay_figure(
         InputError: the image has no such channel.
     """
     background = displayed(np.asarray(image), prediction.ndim, channel)
-    views = _cut(background, prediction, np.eye(4) if affine is None else np.asarray(affine), reference, uncertainty)
-    columns = [name for name, known in _columns(reference, uncertainty) if known]
+    arrays = [background, prediction, reference, uncertainty, instances]
+    views = _cut(arrays, np.eye(4) if affine is None else np.asarray(affine))
+    columns = [name for name, known in _columns(reference, uncertainty, instances) if known]
     rows = [[_panel(view, name) for name in columns] for view in views]
     width = len(columns) * (PANEL + GAP) + GAP
     legend = _legend(width, label_names or {}, reference is not None, uncertainty is not None)
@@ -107,26 +111,23 @@ def encode_png(figure: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _columns(reference: np.ndarray | None, uncertainty: np.ndarray | None) -> list[tuple[str, bool]]:
+def _columns(
+    reference: np.ndarray | None, uncertainty: np.ndarray | None, instances: np.ndarray | None
+) -> list[tuple[str, bool]]:
     known = reference is not None
     return [
         ("image", True),
         ("reference", known),
         ("prediction", True),
+        ("instances", instances is not None),
         ("uncertainty", uncertainty is not None),
         ("errors", known),
     ]
 
 
-def _cut(
-    image: np.ndarray,
-    prediction: np.ndarray,
-    affine: np.ndarray,
-    reference: np.ndarray | None,
-    uncertainty: np.ndarray | None,
-) -> list[View]:
-    """Choose the slices and turn them for display."""
-    arrays = [image, prediction, reference, uncertainty]
+def _cut(arrays: Sequence[np.ndarray | None], affine: np.ndarray) -> list[View]:
+    """Choose the slices of image, prediction and what else a `View` holds, and turn them for display."""
+    prediction = arrays[1]
     if prediction.ndim == 2:
         spacing = np.linalg.norm(affine[:2, :2], axis=0)
         flat = [None if array is None else array.swapaxes(0, 1) for array in arrays]
@@ -146,7 +147,7 @@ def _view(
     name: str, axis: int, letters: tuple[str, ...], arrays: Sequence[np.ndarray | None], spacing: np.ndarray
 ) -> View:
     """Cut RAS+ volumes across one axis, and turn the cut as a radiologist hangs it."""
-    index = informative_slice(axis, *arrays[1:])
+    index = informative_slice(axis, *arrays[1:4])
     cuts = [None if array is None else np.take(array, index, axis=axis).T[::-1, ::-1] for array in arrays]
     size = _fit(cuts[1].shape, np.delete(spacing, axis)[::-1])
     return View(f"{name} {index + 1}/{arrays[1].shape[axis]}", size, letters, *cuts)
@@ -218,6 +219,8 @@ def _panel(view: View, name: str) -> Image.Image:
         base = paint_labels(base, reference)
     elif name == "prediction":
         base = paint_labels(base, prediction)
+    elif name == "instances":
+        base = paint_labels(base, _nearest(view.instances, view.size))
     elif name == "uncertainty":
         base = _paint_heat(base, _nearest(view.uncertainty, view.size))
     elif name == "errors":

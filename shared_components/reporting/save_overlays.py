@@ -43,6 +43,7 @@ class SaveOverlays:
         also_claims: names, with wildcards, of what else the run writes to ``output_dir``, such as label maps
             by `SaveImaged`, which replaces files without asking; where one is there the run is refused alike.
         channel: the image's channel to draw, in grey; by default colours or the first (`overlay_figure`).
+        instances_key: key of the (1, *spatial) numbers of the prediction's single objects, drawn where they are there.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class SaveOverlays:
         overwrite: bool = False,
         also_claims: Sequence[str] = (),
         channel: int | None = None,
+        instances_key: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.label_names = label_names
         self.image_key, self.pred_key = image_key, pred_key
         self.label_key, self.uncertainty_key = label_key, uncertainty_key
-        self.overwrite, self.channel = overwrite, channel
+        self.overwrite, self.channel, self.instances_key = overwrite, channel, instances_key
         self.claims = ["*_overlay.png", *also_claims]
         self._written: dict[CaseKey, Path] = {}
 
@@ -83,11 +85,18 @@ class SaveOverlays:
             name = unique_name(
                 case_name(key[0]), {path.name[: -len("_overlay.png")] for path in self._written.values()}
             )
-            figure = self._draw(name, image, prediction, label, case.get(self.uncertainty_key))
+            further = [case.get(self.uncertainty_key), case.get(self.instances_key)]
+            figure = self._draw(name, image, prediction, label, *further)
             self._written[key] = write_atomically(self.output_dir / f"{name}_overlay.png", encode_png(figure))
 
     def _draw(
-        self, name: str, image: Tensor, prediction: Tensor, label: Tensor | None, uncertainty: Tensor | None
+        self,
+        name: str,
+        image: Tensor,
+        prediction: Tensor,
+        label: Tensor | None,
+        uncertainty: Tensor | None,
+        instances: Tensor | None,
     ) -> np.ndarray:
         if uncertainty is None and prediction.shape[0] > 1:
             uncertainty = entropy(prediction[None].float())[0]
@@ -102,6 +111,7 @@ class SaveOverlays:
             label_names=names,
             title=name,
             channel=self.channel,
+            instances=None if instances is None else convert_to_numpy(instances)[0],
         )
 
     def _finish(self, engine: Engine) -> None:

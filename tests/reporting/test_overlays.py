@@ -110,6 +110,16 @@ def test_uncertainty_is_drawn_as_heat():
     assert count(heat, expected) == (PANEL // 8) ** 2
 
 
+def test_single_objects_have_a_column_in_colours_of_their_own():
+    image, numbers = np.full((40, 40), 128.0), np.zeros((40, 40), int)
+    numbers[5:35, 5:20], numbers[5:35, 20:35] = 1, 2  # two that touch
+    figure = overlay_figure(image, (numbers > 0).astype(int), instances=numbers)
+    assert figure.shape[1] == 3 * (PANEL + GAP) + GAP
+    prediction, instances = panel(figure, 1), panel(figure, 2)
+    assert count(prediction, label_colour(1)) > 0 == count(prediction, label_colour(2))
+    assert count(instances, label_colour(1)) > 0 < count(instances, label_colour(2))
+
+
 def test_colour_pictures_keep_their_colours():
     image = np.zeros((3, 12, 12))
     image[0], image[:, 0, 0] = 200.0, 255.0
