@@ -224,7 +224,7 @@ class LoadWeights:
         if len(self.networks) != len(self.paths):
             raise InputError(
                 f"ckpt_path: {len(self.paths)} files, and {type(network).__name__} takes the weights of "
-                f"{len(self.networks)}; several are for inference.json and evaluate.json of segmentation bundles, a "
+                f"{len(self.networks)}; a list is for inference.json and evaluate.json of cdal_* and medsegdiff_*, a "
                 "training starts from one"
             )
 
