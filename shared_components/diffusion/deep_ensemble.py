@@ -47,7 +47,6 @@ class DeepEnsemble(nn.Module):
         self.combine, self.decision, self.threshold = segmenter.combine, segmenter.decision, segmenter.threshold
         self.seed, self.amp = segmenter.seed, segmenter.amp
         self.num_classes = segmenter.num_classes
-        self.label_coding = segmenter.label_coding
         self.networks = nn.ModuleList(copy.deepcopy(segmenter) for _ in range(count))
         for index, network in enumerate(self.networks):
             network.seed = segmenter.seed + index
