@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import resource
@@ -91,7 +92,8 @@ def test_row_55_ctrl_c_in_a_training(phantoms, tmp_path):
     options = {**TRAINING, "max_epochs": 50, "val_interval": 50, "dataset_dir": phantoms, "output_dir": output_dir}
     with open(tmp_path / "log", "wb") as log:
         command = [sys.executable, *bundle_command(config("train"), **options)]
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log)
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log, preexec_fn=heard)
         while not (output_dir / "training_state.pt").exists():
             assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
