@@ -72,6 +72,19 @@ def test_the_loss_of_every_step_is_in_tensorboard(trained):
     assert len(losses) == 4 and all(0 < loss < 20 for loss in losses)
 
 
+@pytest.mark.parametrize("bundle", [PICTURES, "medsegdiff_v2_isic"])
+def test_weights_of_small_phantoms_start_a_training_of_larger_pictures(bundle, pictures, tmp_path):
+    small = network_of(bundle).state_dict()
+    torch.save(small, tmp_path / "small.pt")
+    options = {**TINY_TRAINING, "max_epochs": 1, "image_size": [48, 64], "learning_rate": 1e-9}
+    options |= {"dataset_dir": pictures, "output_dir": tmp_path / "run", "ckpt_path": tmp_path / "small.pt"}
+    run_bundle(*config_of(bundle, "train"), **options).check_done()
+    weights = load(tmp_path / "run" / "model.pt")
+    assert weights.keys() == small.keys()
+    for name, value in small.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
+
+
 def test_killed_and_resumed_equals_uninterrupted(trained, pictures, tmp_path):
     output_dir = tmp_path / "run"
     options = {**TINY_TRAINING, "dataset_dir": pictures, "output_dir": output_dir}
